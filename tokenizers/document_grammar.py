@@ -1,0 +1,243 @@
+"""How whole documents are written as tokens: `bos`, text and blocks in any order, `eos`; and what may come next in one.
+
+Words to picture: `bos caption boi 8*8 img [W codes eol] x H eof eoi eos`.
+Picture to words: `bos boi .. eoi caption eos`. Page: several of both. Text: `bos text eos`.
+
+Dimensions: T tokens of a document. A segment is `(modality, codes)`: text codes [n], the codes of a block [H, W].
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .automaton import BODY, Allowed, BlockAutomaton, BlockState, GrammarError
+from .grammar import BoundGrammar, Layout
+from .vocabulary import TEXT, Vocabulary
+
+Segment = tuple[str, NDArray[np.int64]]
+
+
+class Labels(NamedTuple):
+    """What each token of a written document is, for loss weights."""
+
+    modality: NDArray[np.int8]  # [T] index in `vocabulary.modalities`; marks and sizes count as text
+    free: NDArray[np.bool_]  # [T] False where the grammar forces the id: nothing is to be learnt there
+
+
+class _Span(NamedTuple):
+    """Ids start .. stop - 1 of a document: a run of text, or one block."""
+
+    modality: str
+    start: int
+    stop: int
+    codes: NDArray[np.int64]
+    layout: Layout | None
+
+
+class DocumentGrammar:
+    """Writes, reads and constrains documents. `blocks` has one bound grammar for each modality that is not text."""
+
+    def __init__(self, vocabulary: Vocabulary, blocks: Mapping[str, BoundGrammar]):
+        self.vocabulary, self.blocks = vocabulary, dict(blocks)
+        self.bos, self.eos = vocabulary.id("bos"), vocabulary.id("eos")
+        self.block_of = {block.begin: modality for modality, block in self.blocks.items()}
+        if TEXT in self.blocks or len(self.block_of) != len(self.blocks):
+            raise ValueError("each modality but text has a block grammar, each with another begin mark")
+
+    def write(self, segments: Iterable[tuple[str, ArrayLike]], close: bool = True) -> NDArray[np.int64]:
+        """Segments -> ids [T]. Without `close` the final eos is left out: a prompt to be continued."""
+        pieces = [np.array([self.bos])]
+        for modality, codes in segments:
+            pieces.append(
+                self.vocabulary.encode(TEXT, codes) if modality == TEXT else self._block(modality).write(codes)
+            )
+        return np.concatenate([*pieces, np.array([self.eos] if close else [], dtype=np.int64)])
+
+    def read(self, ids: ArrayLike) -> list[Segment]:
+        """Ids [T] of one whole document -> segments. Neighbouring runs of text come back as one, empty ones not at all.
+
+        GrammarError, with the position in the document, at the first id that `write` would not have put there.
+        """
+        return [(span.modality, span.codes) for span in self._spans(np.asarray(ids))]
+
+    def labels(self, ids: ArrayLike) -> Labels:
+        """Modality of each token of one whole document, and whether it carries information. GrammarError like `read`.
+
+        The free ids are those where `automaton()` leaves a choice: text, eos, begin marks, sizes and codes.
+        """
+        ids = np.asarray(ids)
+        free = np.ones(len(ids), dtype=bool)
+        free[:1] = False  # bos
+        for span in self._spans(ids):
+            if span.layout is not None:
+                free[span.start + 1 : span.stop] = span.layout.free[1:]
+        return Labels(self.vocabulary.modality_of(ids), free)
+
+    def automaton(
+        self,
+        *,
+        sizes: Mapping[str, tuple[int, int]] | None = None,
+        text: bool = True,
+        min_blocks: int = 0,
+        max_blocks: int | None = None,
+        end_with_block: bool = False,
+        max_codes: int | None = None,
+        max_tokens: int | None = None,
+    ) -> "DocumentAutomaton":
+        """What may come next. The limits hold for what follows the prompt given to `DocumentAutomaton.after`.
+
+        sizes: (H, W) of the blocks of a modality, otherwise the size is written freely with at most `max_codes` codes.
+        text: whether text may be written. min_blocks, max_blocks: how many blocks are begun.
+        end_with_block: the document ends with its `max_blocks`-th block.
+        max_tokens: how many ids may follow, eos included; there is always room left to close block and document.
+
+        One picture of 8 x 8: `sizes={"image": (8, 8)}, text=False, min_blocks=1, max_blocks=1`. Words: `max_blocks=0`.
+        Page: `max_blocks=4`. To finish a block that the prompt has begun: `text=False, max_blocks=0`.
+        """
+        if min_blocks > (np.inf if max_blocks is None else max_blocks) or min_blocks < 0:
+            raise ValueError(f"min_blocks={min_blocks} must be between 0 and max_blocks={max_blocks}")
+        if end_with_block and not max_blocks:
+            raise ValueError(f"end_with_block needs the number of blocks; max_blocks is {max_blocks}")
+        for modality in sizes or ():
+            self._block(modality)
+        return DocumentAutomaton(
+            self,
+            {m: block.automaton((sizes or {}).get(m), max_codes) for m, block in self.blocks.items()},
+            Limits(text, min_blocks, max_blocks, end_with_block, max_tokens),
+        )
+
+    def _block(self, modality: str) -> BoundGrammar:
+        try:
+            return self.blocks[modality]
+        except KeyError:
+            raise ValueError(
+                f"no block grammar for {modality!r}; there is {', '.join(self.blocks) or 'none'}"
+            ) from None
+
+    def _spans(self, ids: NDArray[np.integer]) -> Iterator[_Span]:
+        """The one parser: runs of text by the next id that is not text, blocks by their grammar."""
+        if not len(ids) or ids[0] != self.bos:
+            raise GrammarError(0, f"a document begins with bos ({self.bos})")
+        breaks = np.flatnonzero(~self.vocabulary.contains(TEXT, ids))
+        at = 1
+        while at < len(ids):
+            following = np.searchsorted(breaks, at)
+            stop = int(breaks[following]) if following < len(breaks) else len(ids)
+            if stop > at:
+                yield _Span(TEXT, at, stop, self.vocabulary.decode(TEXT, ids[at:stop]), None)
+                at = stop
+            elif (id_ := int(ids[at])) == self.eos:
+                if at + 1 < len(ids):
+                    raise GrammarError(at + 1, f"{ids[at + 1]} after eos ({self.eos})")
+                return
+            elif id_ in self.block_of:
+                modality = self.block_of[id_]
+                try:
+                    codes, layout = self.blocks[modality].match(ids[at:])
+                except GrammarError as fault:
+                    raise GrammarError(at + fault.position, fault.reason) from None
+                yield _Span(modality, at, at + len(layout.template), codes, layout)
+                at += len(layout.template)
+            else:
+                raise GrammarError(at, f"{id_} is neither text nor the begin of a block nor eos ({self.eos})")
+        raise GrammarError(len(ids), f"the document ends without eos ({self.eos})")
+
+
+class Limits(NamedTuple):
+    """What `DocumentGrammar.automaton` was asked for."""
+
+    text: bool
+    min_blocks: int
+    max_blocks: int | None
+    end_with_block: bool
+    max_tokens: int | None
+
+
+class DocumentState(NamedTuple):
+    """Where a document stands: before bos, in text, in a block, or ended."""
+
+    began: bool = False
+    ended: bool = False
+    modality: str | None = None  # of the open block
+    block: BlockState | None = None  # of the open block
+    blocks: int = 0  # begun, since the prompt
+    written: int = 0  # ids, since the prompt
+
+
+class DocumentAutomaton:
+    """`start` (or `after(prompt)`), `allowed(state)`, `step(state, id)`, `done(state)` of a document."""
+
+    def __init__(self, grammar: DocumentGrammar, blocks: dict[str, BlockAutomaton], limits: Limits):
+        self.grammar, self.vocabulary, self._blocks, self._limits = grammar, grammar.vocabulary, blocks, limits
+        self.start = DocumentState()
+        self._begins = {grammar.blocks[modality].begin: block.max_tokens for modality, block in blocks.items()}
+        self._cheapest = min(self._begins.values(), default=0)
+        if limits.min_blocks and not self._begins:
+            raise ValueError(f"min_blocks={limits.min_blocks}, but the documents have no block grammar")
+        self._check_budget(self.start)
+
+    def after(self, prompt: ArrayLike) -> DocumentState:
+        """The state behind the ids of a prompt, which may end within a block. The limits bind what follows it.
+
+        GrammarError if no document begins so, ValueError if `max_tokens` cannot hold what has to follow.
+        """
+        prompt = np.asarray(prompt)
+        state = self.grammar.automaton().advance(DocumentState(), prompt)._replace(blocks=0, written=0)
+        if state.modality is not None and state.block is not None and state.block.stage != BODY:
+            header = prompt[len(prompt) - state.block.at :]  # its size is still open: the limits decide it
+            state = state._replace(block=self._blocks[state.modality].advance(header))
+        self._check_budget(state)
+        return state
+
+    def done(self, state: DocumentState) -> bool:
+        return state.ended
+
+    def allowed(self, state: DocumentState) -> Allowed:
+        if state.modality is not None and state.block is not None:
+            return self._blocks[state.modality].allowed(state.block)
+        if not state.began or state.ended:
+            return Allowed((self.grammar.bos,) if not state.began else ())
+        limits, missing = self._limits, self._limits.min_blocks - state.blocks
+        left = np.inf if limits.max_tokens is None else limits.max_tokens - state.written
+        full = limits.max_blocks is not None and state.blocks >= limits.max_blocks
+        spare = left - 1 - max(missing, 0) * self._cheapest
+        ids = () if missing > 0 else (self.grammar.eos,)
+        if not full:
+            room = left - 1 - max(missing - 1, 0) * self._cheapest
+            ids += tuple(begin for begin, length in self._begins.items() if length <= room)
+        text = limits.text and spare >= 1 and not (full and limits.end_with_block)
+        return Allowed(ids, TEXT if text else None)
+
+    def step(self, state: DocumentState, id_: int) -> DocumentState:
+        """The state after `id_`. GrammarError, at the number of ids written since the prompt, if it may not follow."""
+        allowed = self.allowed(state)
+        if not allowed.permits(id_, self.vocabulary):
+            reason = f"{id_} in a document, expected {allowed.describe(self.vocabulary)}"
+            raise GrammarError(state.written, reason)
+        began, _, modality, block, blocks, written = state
+        if modality is not None and block is not None:
+            block = self._blocks[modality].follow(block, id_)
+            if self._blocks[modality].done(block):
+                modality = block = None
+        elif not began:
+            began = True
+        elif id_ in self.grammar.block_of:
+            modality = self.grammar.block_of[id_]
+            block, blocks = self._blocks[modality].advance([id_]), blocks + 1
+        return DocumentState(began, id_ == self.grammar.eos, modality, block, blocks, written + 1)
+
+    def advance(self, state: DocumentState, ids: ArrayLike) -> DocumentState:
+        """The state after several ids."""
+        for id_ in np.asarray(ids).tolist():
+            state = self.step(state, id_)
+        return state
+
+    def _check_budget(self, state: DocumentState) -> None:
+        """ValueError if `max_tokens` cannot hold bos, the rest of an open block, the blocks that must come, and eos."""
+        needed = (not state.began) + self._limits.min_blocks * self._cheapest + (not state.ended)
+        if state.modality is not None and state.block is not None:
+            needed += self._blocks[state.modality].rest(state.block)
+        if self._limits.max_tokens is not None and needed > self._limits.max_tokens:
+            raise ValueError(f"max_tokens={self._limits.max_tokens} cannot hold the {needed} ids that have to follow")
