@@ -1,0 +1,207 @@
+"""Files and folders that are whole or absent: atomic writes, one run a folder, identities and provenance."""
+
+import contextlib
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import filelock
+
+PARTIAL = ".partial"  # ends the hidden names of what is being written
+
+
+class FolderBusyError(OSError):
+    """Another run holds the folder."""
+
+
+@contextlib.contextmanager
+def plain_errors(path: Path | str) -> Iterator[None]:
+    """Turn the system's errors on `path` into one line that says what to change; the type and errno stay."""
+    try:
+        yield
+    except OSError as error:
+        advice = {
+            errno.ENOSPC: "the disk is full: free some space, then run the same command again",
+            errno.EDQUOT: "your disk quota is used up: free some space, then run the same command again",
+            errno.EACCES: "no permission: choose a folder that you may write",
+            errno.EPERM: "no permission: choose a folder that you may write",
+            errno.EROFS: "the file system is read-only: choose another folder",
+        }.get(error.errno or 0)
+        if advice is None:
+            raise
+        told = type(error)(f"{path} cannot be written: {advice}")
+        told.errno = error.errno
+        raise told from error
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path | str) -> Iterator[IO[bytes]]:
+    """Yield a file beside `path` to write into; on success it is synced and renamed to `path`, else removed.
+
+    `path` is whole or not there, also after kill -9.
+    """
+    path = Path(path)
+    partial = _partial(path)
+    with plain_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(partial, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            _sync_folder(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def atomic_write(path: Path | str, content: bytes | str | Callable[[IO[bytes]], Any]) -> Path:
+    """Write a whole file atomically: the bytes, a text (UTF-8), or what a function writes into the open file."""
+    with atomic_file(path) as file:
+        if callable(content):
+            content(file)
+        else:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+    return Path(path)
+
+
+def atomic_write_json(path: Path | str, value: object) -> Path:
+    """Write `value` as readable JSON, atomically."""
+    return atomic_write(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def publish_folder(path: Path | str, replace: bool = False) -> Iterator[Path]:
+    """Yield a hidden folder beside `path` to fill; on success it is synced and renamed to `path`, else removed.
+
+    An existing `path` is an error unless `replace`, which swaps it out only when the new one is whole.
+    """
+    path = Path(path)
+    if path.exists() and not replace:
+        raise FileExistsError(f"{path} exists already: remove it or choose another name")
+    partial = _partial(path)
+    with plain_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+    try:
+        with plain_errors(path):
+            yield partial
+            for file in sorted(partial.rglob("*")):
+                if file.is_file():
+                    with open(file, "rb") as handle:
+                        os.fsync(handle.fileno())
+            _sync_folder(partial)
+            old = path.with_name(f".{path.name}.{os.getpid()}.old{PARTIAL}")
+            if path.exists():
+                os.replace(path, old)
+            os.replace(partial, path)
+            _sync_folder(path.parent)
+            shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_partials(folder: Path | str) -> int:
+    """Remove what killed runs left half written in `folder` (call it with the folder's lock held); the count."""
+    left = list(Path(folder).glob(f".*{PARTIAL}"))
+    for path in left:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return len(left)
+
+
+class FolderLock:
+    """`with FolderLock(folder):` one run in one folder at a time; a second one gets `FolderBusyError`, one line.
+
+    The lock belongs to the process: it is free again when the process ends, however it ends.
+    """
+
+    def __init__(self, folder: Path | str, wait_s: float = 0.0):
+        self.folder, self.wait_s = Path(folder), wait_s
+        self._lock: filelock.BaseFileLock | None = None
+
+    def __enter__(self) -> "FolderLock":
+        with plain_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(self.folder / ".lock")
+            try:
+                lock.acquire(timeout=self.wait_s)
+            except filelock.Timeout:
+                message = f"another run is working in {self.folder}: wait for it, or choose another folder"
+                raise FolderBusyError(message) from None
+        self._lock = lock
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        assert self._lock is not None
+        self._lock.release()
+
+
+def identity(*parts: object) -> str:
+    """SHA-256 (64 hex digits) of bytes, texts and JSON-able values; keys of mappings are sorted first."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, bytes):
+            kind, data = b"b", part
+        else:
+            kind, data = b"j", json.dumps(part, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+        digest.update(kind + len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path | str) -> str:
+    """SHA-256 (64 hex digits) of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def provenance() -> dict[str, Any]:
+    """What made an artefact: revision of the code, versions, platform and time. No part of any identity."""
+    versions: dict[str, str] = {"python": platform.python_version()}
+    for name in ("omnigram", "torch", "transformers", "lightning", "sentencepiece", "numpy", "pillow"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "revision": _revision(),
+        "versions": versions,
+        "platform": platform.platform(),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _revision() -> str | None:
+    """Commit of this checkout, with `+changes` when tracked files differ; None for an installed wheel."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+
+    try:
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changes else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
