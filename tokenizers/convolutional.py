@@ -1,0 +1,158 @@
+"""Convolutional encoder and decoder between pixels and code vectors, of any height and width.
+
+Pixels are folded into channels first (a stem of `stem` x `stem` pixels), so that nothing runs at full resolution; each
+further level halves the grid. With `spatial_norm` the decoder's norms are scaled and shifted by the quantised map, as
+in MoVQ (https://arxiv.org/abs/2209.09002, section 3.2).
+
+Dimensions: B batch, C channels, D codebook dimension, H W pixels, h w grid of codes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Shape of the encoder and the decoder.
+
+    stem: pixels a side that are folded into the channels of the first level
+    channels: width of each level, finest first; each level after the first halves the grid
+    encoder_blocks, decoder_blocks: residual blocks of each level, in the same order
+    spatial_norm: the decoder's norms see the quantised map (MoVQ) instead of plain gains
+    """
+
+    stem: int
+    channels: Sequence[int]
+    encoder_blocks: Sequence[int]
+    decoder_blocks: Sequence[int]
+    spatial_norm: bool
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "encoder_blocks", "decoder_blocks"):
+            object.__setattr__(self, name, tuple(int(n) for n in getattr(self, name)))
+        if self.stem < 1:
+            raise ValueError(f"stem {self.stem} must be 1 or more")
+        if not self.channels or not len(self.channels) == len(self.encoder_blocks) == len(self.decoder_blocks):
+            raise ValueError(
+                f"channels {self.channels}, encoder_blocks {self.encoder_blocks} and decoder_blocks "
+                f"{self.decoder_blocks} need one number a level each"
+            )
+
+    @property
+    def patch(self) -> int:
+        """Pixels a side of one code."""
+        return self.stem * 2 ** (len(self.channels) - 1)
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root mean square over channels at each place; a gain and a shift a channel."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, x: Tensor, codes: Tensor | None = None) -> Tensor:
+        return _normalised(x) * self.weight + self.bias
+
+
+class SpatialNorm(nn.Module):
+    """The same norm, its gain and shift read off the quantised map at each place (MoVQ, equation 6)."""
+
+    def __init__(self, channels: int, codebook_dim: int):
+        super().__init__()
+        self.modulation = nn.Conv2d(codebook_dim, 2 * channels, 1)
+        nn.init.zeros_(self.modulation.weight)
+        with torch.no_grad():
+            self.modulation.bias.copy_(torch.cat([torch.ones(channels), torch.zeros(channels)]))
+
+    def forward(self, x: Tensor, codes: Tensor) -> Tensor:
+        gain, shift = self.modulation(codes).chunk(2, dim=1)
+        if gain.shape[-2:] != x.shape[-2:]:
+            gain, shift = (F.interpolate(part, size=x.shape[-2:], mode="nearest") for part in (gain, shift))
+        return _normalised(x) * gain + shift
+
+
+def _normalised(x: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6)
+
+
+class ResidualBlock(nn.Module):
+    """x + convolution(norm(convolution(norm(x)))), the last convolution starting at zero."""
+
+    def __init__(self, channels: int, spatial_dim: int | None = None):
+        super().__init__()
+        self.norm_1 = _norm(channels, spatial_dim)
+        self.conv_1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm_2 = _norm(channels, spatial_dim)
+        self.conv_2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv_2.weight)
+
+    def forward(self, x: Tensor, codes: Tensor | None = None) -> Tensor:
+        h = self.conv_1(F.silu(self.norm_1(x, codes)))
+        return x + self.conv_2(F.silu(self.norm_2(h, codes)))
+
+
+def _norm(channels: int, spatial_dim: int | None) -> nn.Module:
+    return RMSNorm(channels) if spatial_dim is None else SpatialNorm(channels, spatial_dim)
+
+
+class Encoder(nn.Module):
+    """Pixels [B, 3, H, W] in -1 .. 1 -> vectors [B, D, h, w], h = H / patch."""
+
+    def __init__(self, config: NetworkConfig, codebook_dim: int):
+        super().__init__()
+        widths = config.channels
+        layers: list[nn.Module] = [
+            nn.PixelUnshuffle(config.stem),
+            nn.Conv2d(3 * config.stem**2, widths[0], 3, padding=1),
+        ]
+        for level, (width, blocks) in enumerate(zip(widths, config.encoder_blocks, strict=True)):
+            if level:
+                layers += [nn.PixelUnshuffle(2), nn.Conv2d(4 * widths[level - 1], width, 1)]
+            layers += [ResidualBlock(width) for _ in range(blocks)]
+        layers += [RMSNorm(widths[-1]), nn.Conv2d(widths[-1], codebook_dim, 1)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, pixels: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b d h w"]:
+        return self.layers(pixels)
+
+
+class Decoder(nn.Module):
+    """Code vectors [B, D, h, w] -> pixels [B, 3, H, W], not clamped."""
+
+    def __init__(self, config: NetworkConfig, codebook_dim: int):
+        super().__init__()
+        widths = config.channels
+        spatial_dim = codebook_dim if config.spatial_norm else None
+        self.stem = nn.Conv2d(codebook_dim, widths[-1], 3, padding=1)
+        self.levels = nn.ModuleList()
+        self.ups = nn.ModuleList()
+        for level in reversed(range(len(widths))):
+            width, blocks = widths[level], config.decoder_blocks[level]
+            self.levels.append(nn.ModuleList(ResidualBlock(width, spatial_dim) for _ in range(blocks)))
+            if level:
+                self.ups.append(nn.Sequential(nn.Conv2d(width, 4 * widths[level - 1], 1), nn.PixelShuffle(2)))
+        self.norm = _norm(widths[0], spatial_dim)
+        self.head = nn.Sequential(
+            nn.SiLU(), nn.Conv2d(widths[0], 3 * config.stem**2, 3, padding=1), nn.PixelShuffle(config.stem)
+        )
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight that turns features into pixels, where a discriminator's gradient is compared with the others."""
+        return self.head[1].weight
+
+    def forward(self, codes: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 3 height width"]:
+        x = self.stem(codes)
+        for index, level in enumerate(self.levels):
+            for block in level:
+                x = block(x, codes)
+            if index < len(self.ups):
+                x = self.ups[index](x)
+        return self.head(self.norm(x, codes))
