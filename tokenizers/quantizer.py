@@ -78,7 +78,7 @@ class Quantizer(nn.Module):
 
     def lookup(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
         """The vectors of codes."""
-        return self.vq.get_codes_from_indices(ids).movedim(-1, 1)
+        return self.codebook[ids].movedim(-1, 1)
 
     @property
     def codebook(self) -> Float[Tensor, "k d"]:
