@@ -196,3 +196,5 @@ def _summary(folder: Path, record: dict[str, Any]) -> Iterator[str]:
     for split in ("val", "test"):
         if record["config"]["splits"].get(split) and split not in record["splits"]:
             yield f"warning: no document fell into {split}: raise data.splits.{split}= or change data.splits.seed="
+    if record["config"]["splits"].get("heldout_style") and "heldout_style" not in record["splits"]:
+        yield "warning: data.splits.heldout_style= has no effect: the source does not know its styles beforehand"
