@@ -1,0 +1,86 @@
+"""The token data set: random access, memory that is bounded, and faults that are named."""
+
+import json
+from pathlib import Path
+
+import pytest
+from made_tokens import captioned, token_folder
+
+from omnigram.data import tokens
+from omnigram.data.tokens import DATASET, FORMAT, VOCABULARY, TokenDataset, read_record
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shards = [[captioned(number, f"family {number % 2}") for number in range(5 * s, 5 * s + 5)] for s in range(4)]
+    return token_folder(tmp_path / "made", shards)
+
+
+def test_documents_are_numbered_through_the_shards(folder: Path) -> None:
+    dataset = TokenDataset(folder, "train", hold=1)
+    assert len(dataset) == 20
+    assert dataset.shard_sizes == (5, 5, 5, 5)
+    for index in (0, 19, 4, 5, 12):
+        assert dataset[index].key == f"doc{index:04d}"
+    for outside in (-1, 20):
+        with pytest.raises(IndexError):
+            dataset[outside]
+
+
+def test_relatives_share_family_and_shard(folder: Path) -> None:
+    dataset = TokenDataset(folder, "train")
+    assert dataset.relatives(6) == [8]  # numbers 5..9, of which 6 and 8 are even
+    assert dataset.relatives(7) == [5, 9]
+
+
+def test_no_more_shards_are_held_than_allowed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    original = tokens.read_token_shard
+    monkeypatch.setattr(tokens, "read_token_shard", lambda path: (read.append(path.name), original(path))[1])
+    dataset = TokenDataset(folder, "train", hold=2)
+    for index in (0, 1, 6, 2, 7):
+        dataset[index]
+    assert read == ["train-000000.tar", "train-000001.tar"]
+    dataset[11]  # the third: the first, used longest ago, goes
+    dataset[8]
+    assert read == ["train-000000.tar", "train-000001.tar", "train-000002.tar"]
+    dataset[0]
+    assert read[3:] == ["train-000000.tar"]
+    dataset.reserve(4)
+    dataset.load_ahead([0, 1, 2, 3])
+    assert [dataset[index].key for index in (0, 5, 10, 15)] == ["doc0000", "doc0005", "doc0010", "doc0015"]
+    assert len(read) == len({0, 1, 2, 3}) + 2
+
+
+def test_the_grammar_writes_these_documents(folder: Path) -> None:
+    dataset = TokenDataset(folder, "train")
+    caption, picture = dataset[3].segments
+    grammar = dataset.grammar()
+    (_, text), (_, codes) = grammar.read(grammar.write([("text", caption.codes), ("image", picture.codes)]))
+    assert text.tolist() == caption.codes.tolist()
+    assert codes.tolist() == picture.codes.tolist()
+
+
+def test_faults_are_told(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no split 'val'"):
+        TokenDataset(folder, "val")
+    with pytest.raises(FileNotFoundError, match="no finished data set"):
+        TokenDataset(tmp_path, "train")
+    with pytest.raises(ValueError, match=f"describes '{FORMAT}', not 'omnigram-documents'"):
+        read_record(folder, "omnigram-documents")
+    other = TokenDataset(folder, "train").vocabulary.to_json().replace('"pad"', '"fill"')
+    (folder / VOCABULARY).write_text(other)
+    with pytest.raises(ValueError, match="is not the vocabulary of"):
+        _ = TokenDataset(folder, "train").vocabulary
+
+
+def test_a_shard_that_is_not_as_recorded_is_named(folder: Path) -> None:
+    record = json.loads((folder / DATASET).read_text())
+    record["splits"]["train"]["shards"][1]["documents"] = 6
+    (folder / DATASET).write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"train-000001.tar holds 5 documents, dataset.json says 6"):
+        TokenDataset(folder, "train")[7]
+    shard = folder / "train-000003.tar"
+    shard.write_bytes(shard.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"train-000003.tar"):
+        TokenDataset(folder, "train")[19]
