@@ -83,7 +83,8 @@ class BlockAutomaton:
             raise ValueError(f"max_codes={max_codes} is less than the {codes} codes of the smallest block possible")
         self.start = BlockState(BEGIN, 0, 0, 0) if size is None else BlockState(BODY, *size, 0)
         self._begin, self._code, self._nothing = Allowed((grammar.begin,)), Allowed((), grammar.modality), Allowed()
-        self._headers: dict[tuple[int, int, int], Allowed] = {}
+        self._numbers: dict[tuple[int, int, int], Allowed] = {}
+        self._steps: dict[tuple[BlockState, int], BlockState] = {}  # within headers, which repeat
 
     @cached_property
     def max_tokens(self) -> int:
@@ -112,17 +113,22 @@ class BlockAutomaton:
         if state.stage == BEGIN:
             return self._begin
         key = state[:3]
-        if key not in self._headers:
-            self._headers[key] = self._number(state)
-        return self._headers[key]
+        if key not in self._numbers:
+            self._numbers[key] = self._number(state)
+        return self._numbers[key]
 
     def step(self, state: BlockState, id_: int) -> BlockState:
         """The state after `id_`. GrammarError, with the position within the block, if it may not follow."""
+        if (state, id_) in self._steps:
+            return self._steps[state, id_]
         allowed = self.allowed(state)
         if not allowed.permits(id_, self._grammar.vocabulary):
             expected = allowed.describe(self._grammar.vocabulary)
             raise GrammarError(state.at, f"{id_} in a block of {self._grammar.modality}, expected {expected}")
-        return self.follow(state, id_)
+        following = self.follow(state, id_)
+        if state.stage != BODY:
+            self._steps[state, id_] = following
+        return following
 
     def advance(self, ids: Iterable[int]) -> BlockState:
         """The state after several ids from the start."""

@@ -6,14 +6,17 @@ Picture to words: `bos boi .. eoi caption eos`. Page: several of both. Text: `bo
 Dimensions: T tokens of a document. A segment is `(modality, codes)`: text codes [n], the codes of a block [H, W].
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .automaton import BODY, Allowed, BlockAutomaton, BlockState, GrammarError
-from .grammar import BoundGrammar, Layout
+from .grammar import BoundGrammar, RasterGrammar
 from .vocabulary import TEXT, Vocabulary
 
 Segment = tuple[str, NDArray[np.int64]]
@@ -24,16 +27,6 @@ class Labels(NamedTuple):
 
     modality: NDArray[np.int8]  # [T] index in `vocabulary.modalities`; marks and sizes count as text
     free: NDArray[np.bool_]  # [T] False where the grammar forces the id: nothing is to be learnt there
-
-
-class _Span(NamedTuple):
-    """Ids start .. stop - 1 of a document: a run of text, or one block."""
-
-    modality: str
-    start: int
-    stop: int
-    codes: NDArray[np.int64]
-    layout: Layout | None
 
 
 class DocumentGrammar:
@@ -60,19 +53,21 @@ class DocumentGrammar:
 
         GrammarError, with the position in the document, at the first id that `write` would not have put there.
         """
-        return [(span.modality, span.codes) for span in self._spans(np.asarray(ids))]
+        return list(self._segments(np.asarray(ids)))
 
     def labels(self, ids: ArrayLike) -> Labels:
-        """Modality of each token of one whole document, and whether it carries information. GrammarError like `read`.
+        """Modality of each token of a document that `write` made, and whether it carries information.
 
-        The free ids are those where `automaton()` leaves a choice: text, eos, begin marks, sizes and codes.
+        The free ids are those where `automaton()` leaves a choice: text, eos, begin marks, sizes and codes. The ids are
+        trusted beyond the sizes of the blocks: `read` is what checks them.
         """
         ids = np.asarray(ids)
         free = np.ones(len(ids), dtype=bool)
         free[:1] = False  # bos
-        for span in self._spans(ids):
-            if span.layout is not None:
-                free[span.start + 1 : span.stop] = span.layout.free[1:]
+        for block in self.blocks.values():
+            for start in np.flatnonzero(ids == block.begin).tolist():
+                inside = block.layout(*block.read_size(ids[start:])).free[1:]
+                free[start + 1 : start + 1 + len(inside)] = inside
         return Labels(self.vocabulary.modality_of(ids), free)
 
     def automaton(
@@ -108,6 +103,30 @@ class DocumentGrammar:
             Limits(text, min_blocks, max_blocks, end_with_block, max_tokens),
         )
 
+    def to_json(self) -> str:
+        """Everything needed to write and read documents: vocabulary, grammars and the ids of their size symbols."""
+        blocks = {
+            modality: {"grammar": asdict(block.grammar), "digit_ids": block.digit_ids, "max_side": block.max_side}
+            for modality, block in self.blocks.items()
+        }
+        return json.dumps({"vocabulary": json.loads(self.vocabulary.to_json()), "blocks": blocks}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "DocumentGrammar":
+        """Inverse of `to_json`. ValueError if the text is not a document grammar."""
+        try:
+            fields = json.loads(text)
+            vocabulary = Vocabulary.from_json(json.dumps(fields["vocabulary"]))
+            blocks = {
+                modality: RasterGrammar(**block["grammar"]).bind(
+                    vocabulary, modality, block["digit_ids"], block["max_side"]
+                )
+                for modality, block in fields["blocks"].items()
+            }
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as fault:
+            raise ValueError(f"not the JSON of a document grammar ({type(fault).__name__}: {fault})") from None
+        return cls(vocabulary, blocks)
+
     def _block(self, modality: str) -> BoundGrammar:
         try:
             return self.blocks[modality]
@@ -116,8 +135,8 @@ class DocumentGrammar:
                 f"no block grammar for {modality!r}; there is {', '.join(self.blocks) or 'none'}"
             ) from None
 
-    def _spans(self, ids: NDArray[np.integer]) -> Iterator[_Span]:
-        """The one parser: runs of text by the next id that is not text, blocks by their grammar."""
+    def _segments(self, ids: NDArray[np.integer]) -> Iterator[Segment]:
+        """Runs of text up to the next id that is not text, blocks by their grammar."""
         if not len(ids) or ids[0] != self.bos:
             raise GrammarError(0, f"a document begins with bos ({self.bos})")
         breaks = np.flatnonzero(~self.vocabulary.contains(TEXT, ids))
@@ -126,7 +145,7 @@ class DocumentGrammar:
             following = np.searchsorted(breaks, at)
             stop = int(breaks[following]) if following < len(breaks) else len(ids)
             if stop > at:
-                yield _Span(TEXT, at, stop, self.vocabulary.decode(TEXT, ids[at:stop]), None)
+                yield TEXT, self.vocabulary.decode(TEXT, ids[at:stop])
                 at = stop
             elif (id_ := int(ids[at])) == self.eos:
                 if at + 1 < len(ids):
@@ -138,7 +157,7 @@ class DocumentGrammar:
                     codes, layout = self.blocks[modality].match(ids[at:])
                 except GrammarError as fault:
                     raise GrammarError(at + fault.position, fault.reason) from None
-                yield _Span(modality, at, at + len(layout.template), codes, layout)
+                yield modality, codes
                 at += len(layout.template)
             else:
                 raise GrammarError(at, f"{id_} is neither text nor the begin of a block nor eos ({self.eos})")
@@ -171,12 +190,15 @@ class DocumentAutomaton:
 
     def __init__(self, grammar: DocumentGrammar, blocks: dict[str, BlockAutomaton], limits: Limits):
         self.grammar, self.vocabulary, self._blocks, self._limits = grammar, grammar.vocabulary, blocks, limits
-        self.start = DocumentState()
         self._begins = {grammar.blocks[modality].begin: block.max_tokens for modality, block in blocks.items()}
         self._cheapest = min(self._begins.values(), default=0)
         if limits.min_blocks and not self._begins:
             raise ValueError(f"min_blocks={limits.min_blocks}, but the documents have no block grammar")
-        self._check_budget(self.start)
+
+    @cached_property
+    def start(self) -> DocumentState:
+        """Before bos: the state behind an empty prompt."""
+        return self.after([])
 
     def after(self, prompt: ArrayLike) -> DocumentState:
         """The state behind the ids of a prompt, which may end within a block. The limits bind what follows it.

@@ -99,7 +99,12 @@ class BoundGrammar:
             raise ValueError(f"digit_ids must be different ids, got {self.digit_ids}")
         self.separator = self.digit_ids.get(grammar.separator or "", -1)
         self.number_of = {id_: int(symbol) for symbol, id_ in self.digit_ids.items() if symbol != grammar.separator}
+        marks = {self.begin, self.content, self._row_end, self._frame_end, self.end}
+        if taken := marks & set(self.digit_ids.values()):
+            raise ValueError(f"digit_ids holds {sorted(taken)}, which are marks of the grammar")
+        vocabulary.modality_of(list(self.digit_ids.values()))  # inside the vocabulary
         self.sides = self._sides()
+        self._writable = frozenset(self.sides)
         if not self.sides:
             raise ValueError(f"no side of {modality} can be written with max_side={max_side} and these digit_ids")
         self._layouts: dict[tuple[int, int], Layout] = {}
@@ -126,9 +131,18 @@ class BoundGrammar:
             raise GrammarError(len(layout.template), f"{ids[len(layout.template)]} after the end of the block")
         return codes
 
+    def read_size(self, ids: NDArray[np.integer]) -> tuple[int, int]:
+        """(H, W) of the block that `ids` start with. GrammarError within the header; the rest is not looked at."""
+        state = self._parser.start
+        while state.stage != BODY:
+            if state.at == len(ids):
+                raise GrammarError(state.at, f"a block of {self.modality} ends within its size")
+            state = self._parser.step(state, int(ids[state.at]))
+        return state.height, state.width
+
     def match(self, ids: NDArray[np.integer]) -> tuple[NDArray[np.int64], Layout]:
         """Read the block that `ids` start with; more may follow. -> (codes [H, W], its layout)."""
-        height, width = self._read_size(ids)
+        height, width = self.read_size(ids)
         layout = self.layout(height, width)
         ids = ids[: len(layout.template)]
         template = layout.template[: len(ids)]
@@ -152,7 +166,7 @@ class BoundGrammar:
         """
         ids = np.asarray(ids)
         self.read(ids)
-        return self.layout(*self._read_size(ids)).free.copy()
+        return self.layout(*self.read_size(ids)).free.copy()
 
     def automaton(self, size: tuple[int, int] | None = None, max_codes: int | None = None) -> BlockAutomaton:
         """What may come next in a block: of that size, or of any size with at most that many codes."""
@@ -176,7 +190,7 @@ class BoundGrammar:
             raise ValueError(f"{size}: sides are 1 .. {self.max_side}; set max_side")
         if height % spec.size_unit or width % spec.size_unit:
             raise ValueError(f"{size}: sides are multiples of {spec.size_unit}")
-        if not {height, width} <= set(self.sides):
+        if not {height, width} <= self._writable:
             raise ValueError(f"{size}: digit_ids has no token for that size")
 
     def _sides(self) -> tuple[int, ...]:
@@ -188,14 +202,6 @@ class BoundGrammar:
 
     def _id(self, special: str | None) -> int:
         return -1 if special is None else self.vocabulary.id(special)
-
-    def _read_size(self, ids: NDArray[np.integer]) -> tuple[int, int]:
-        state = self._parser.start
-        while state.stage != BODY:
-            if state.at == len(ids):
-                raise GrammarError(state.at, f"a block of {self.modality} ends within its size")
-            state = self._parser.step(state, int(ids[state.at]))
-        return state.height, state.width
 
     def _lay_out(self, height: int, width: int) -> Layout:
         spec, header = self.grammar, [self.begin]

@@ -29,7 +29,9 @@ class TextTokenizer:
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except (RuntimeError, TypeError):
-            raise ValueError(f"not a SentencePiece model ({len(model)} bytes)") from None
+            model = b""  # as bad as none, which SentencePiece takes
+        if not model:
+            raise ValueError("not a SentencePiece model")
         self.model = model
         self._space_bytes = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
         if not all(self._processor.is_byte(id_) for id_ in self._space_bytes):
@@ -42,10 +44,15 @@ class TextTokenizer:
         A corpus too small for so many gives fewer, with a warning. Characters beyond `character_coverage` of all that
         occur are written as bytes. ValueError if `vocab_size` cannot hold the characters and the 256 bytes.
         """
-        model = io.BytesIO()
+        least = 1 + 256 + len(REQUIRED)
+        if vocab_size < least:
+            raise ValueError(f"vocab_size={vocab_size} cannot hold the bytes and digits; set {least} or more")
+        lines, model = list(_training_lines(texts)), io.BytesIO()
+        if not lines:
+            raise ValueError("the corpus of the text tokenizer holds no text")
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_training_lines(texts),
+                sentence_iterator=iter(lines),
                 model_writer=model,
                 model_type="bpe",
                 vocab_size=vocab_size,
@@ -65,8 +72,8 @@ class TextTokenizer:
                 minloglevel=2,
             )
         except (RuntimeError, OSError) as fault:
-            reason = " ".join(str(fault).split())
-            raise ValueError(f"text tokenizer with vocab_size={vocab_size} cannot be trained: {reason}") from None
+            reason = str(fault).rpartition("] ")[2].partition("\n")[0]  # behind the source line of SentencePiece
+            raise ValueError(f"no text tokenizer with vocab_size={vocab_size}: {reason}") from None
         tokenizer = cls(model.getvalue())
         if tokenizer.size < vocab_size:
             warnings.warn(
@@ -91,10 +98,7 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Text -> ids. ValueError for a lone surrogate, which is no character."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as fault:
-            raise ValueError(f"text holds {text[fault.start]!a} at {fault.start}, which is no character") from None
+        _check_characters(text)
         first, *others = [self._processor.encode(part) for part in text.split(_SPACE)]
         ids = list(first)
         for part in others:
@@ -132,8 +136,15 @@ class TextTokenizer:
         return TextTokenizer, (self.model,)
 
 
+def _check_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as fault:
+        raise ValueError(f"text holds {text[fault.start]!a} at {fault.start}, which is no character") from None
+
+
 def _training_lines(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
+        _check_characters(text)
         for line in _BREAKS.split(text):
-            for start in range(0, len(line), _MAX_CHARACTERS):
-                yield line[start : start + _MAX_CHARACTERS]
+            yield from (line[start : start + _MAX_CHARACTERS] for start in range(0, len(line), _MAX_CHARACTERS))

@@ -33,6 +33,8 @@ class Range:
     table: tuple[int, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "start", int(self.start))
+        object.__setattr__(self, "size", int(self.size))
         if self.start < 0 or self.size < 1:
             raise ValueError(f"range {self.name!r}: start {self.start} and size {self.size} must be >= 0 and >= 1")
         if self.table is not None:

@@ -1,0 +1,275 @@
+"""Documents: the layouts on paper, the round trip, the automaton against brute force, its limits, damage located."""
+
+import itertools
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omnigram.tokenizers import grammar as published
+from omnigram.tokenizers.document_grammar import DocumentGrammar
+from omnigram.tokenizers.grammar import GrammarError
+from omnigram.tokenizers.modality import document_grammar
+from omnigram.tokenizers.vocabulary import EMU3, Vocabulary
+
+DIGITS = {symbol: id_ for id_, symbol in enumerate("0123456789*")}
+SMALL = Vocabulary.appended(20, codebooks={"image": 5})
+DOCUMENTS = document_grammar(SMALL, DIGITS, max_side=12)
+CAPTION = ("text", np.array([11, 3, 10, 19]))
+
+
+def picture(height: int, width: int) -> tuple[str, np.ndarray]:
+    return "image", np.arange(height * width).reshape(height, width) % 5
+
+
+def same(left, right) -> bool:
+    return len(left) == len(right) and all(
+        a == b and np.array_equal(x, y) for (a, x), (b, y) in zip(left, right, strict=True)
+    )
+
+
+def merged(segments) -> list[tuple[str, np.ndarray]]:
+    """Neighbouring text joined, empty text dropped: what reading gives back."""
+    result = []
+    for modality, codes in segments:
+        if modality == "text" and result and result[-1][0] == "text":
+            result[-1] = ("text", np.concatenate([result[-1][1], codes]))
+        elif modality != "text" or len(codes):
+            result.append((modality, codes))
+    return result
+
+
+texts = st.lists(st.integers(0, 19), max_size=5).map(lambda ids: ("text", np.array(ids, dtype=np.int64)))
+sides = st.integers(1, 12)
+segment_lists = st.lists(st.one_of(texts, st.builds(picture, sides, sides)), max_size=5)
+
+
+def test_layouts_of_the_three_kinds_of_document():
+    names = {id_: name for name, id_ in SMALL.specials.items()}
+
+    def spelled(segments) -> str:
+        ids = DOCUMENTS.write(segments).tolist()
+        return " ".join(names.get(id_) or (f"t{id_}" if id_ < 20 else f"c{id_ - 28}") for id_ in ids)
+
+    block = "boi t2 t10 t2 img c0 c1 eol c2 c3 eol eof eoi"
+    words = "t11 t3 t10 t19"
+    assert spelled([CAPTION, picture(2, 2)]) == f"bos {words} {block} eos"
+    assert spelled([picture(2, 2), CAPTION]) == f"bos {block} {words} eos"
+    assert spelled([CAPTION]) == f"bos {words} eos"
+    assert spelled([picture(2, 2)]) == f"bos {block} eos"  # the caption dropped
+    assert spelled([]) == "bos eos"
+
+
+def test_emu3_sequence_after_img_is_1059_long():
+    documents = document_grammar(EMU3, DIGITS)
+    ids = documents.write([CAPTION, ("image", np.zeros((32, 32), dtype=int))]).tolist()
+    assert len(ids) - 1 - ids.index(EMU3.id("img")) == 1_059
+
+
+@given(segment_lists)
+def test_read_undoes_write(segments):
+    ids = DOCUMENTS.write(segments)
+    assert ids.dtype == np.int64
+    assert same(DOCUMENTS.read(ids), merged(segments))
+    np.testing.assert_array_equal(DOCUMENTS.write(segments, close=False), ids[:-1])
+
+
+@given(segment_lists)
+def test_labels_are_what_the_automaton_leaves_open(segments):
+    ids = DOCUMENTS.write(segments)
+    labels = DOCUMENTS.labels(ids)
+    np.testing.assert_array_equal(labels.modality, ids >= 28)
+    automaton = DOCUMENTS.automaton()
+    state = automaton.start
+    for id_, free in zip(ids.tolist(), labels.free, strict=True):
+        assert (automaton.allowed(state).forced is None) == free
+        state = automaton.step(state, id_)
+    assert automaton.done(state)
+
+
+def test_automaton_generates_exactly_what_write_makes():
+    """All documents of at most 9 ids, with a block that is short enough for many to fit."""
+    vocabulary = Vocabulary.appended(2, ("bos", "eos", "boi", "eoi"), {"image": 2})
+    fixed = published.RasterGrammar(
+        size=None, separator=None, content=None, row_end=None, frame_end=None, fixed_size=(1, 1)
+    )
+    documents = DocumentGrammar(vocabulary, {"image": fixed.bind(vocabulary, "image")})
+    automaton, made, longest = documents.automaton(), set(), 7
+    open_ = [((), automaton.start)]
+    while open_:
+        ids, state = open_.pop()
+        if automaton.done(state):
+            made.add(ids)
+        elif len(ids) < longest:
+            following = automaton.allowed(state).all_ids(vocabulary).tolist()
+            open_ += [((*ids, id_), automaton.step(state, id_)) for id_ in following]
+
+    pieces = [("text", np.array([0])), ("text", np.array([1])), ("image", np.array([[0]])), ("image", np.array([[1]]))]
+    written = {
+        tuple(documents.write(choice).tolist()) for n in range(6) for choice in itertools.product(pieces, repeat=n)
+    }
+    assert made == {ids for ids in written if len(ids) <= longest}
+    with_limit = documents.automaton(max_tokens=longest)
+    for ids in written:
+        if len(ids) <= longest:
+            assert with_limit.done(with_limit.advance(with_limit.start, ids))
+        else:
+            with pytest.raises(GrammarError):
+                with_limit.advance(with_limit.start, ids)
+
+
+@given(st.data())
+def test_read_and_automaton_agree_on_edited_documents(data):
+    ids = DOCUMENTS.write(data.draw(segment_lists)).tolist()
+    at = data.draw(st.integers(0, len(ids) - 1))
+    id_ = data.draw(st.sampled_from([0, 10, 19, *SMALL.specials.values(), 28, 32]))
+    edited = data.draw(st.sampled_from([ids[:at] + ids[at + 1 :], [*ids[:at], id_, *ids[at + 1 :]]]))
+    automaton, state, position = DOCUMENTS.automaton(), DOCUMENTS.automaton().start, None
+    try:
+        state = automaton.advance(state, edited)
+        position = None if automaton.done(state) else len(edited)
+    except GrammarError as fault:
+        position = fault.position
+    if position is None:
+        assert DOCUMENTS.write(DOCUMENTS.read(edited)).tolist() == edited
+    else:
+        with pytest.raises(GrammarError) as caught:
+            DOCUMENTS.read(edited)
+        assert caught.value.position == position
+
+
+@given(st.data())
+def test_limits_hold_for_whatever_is_drawn(data):
+    """Random walks always end, within the limits, in a document that can be read."""
+    minimum = data.draw(st.integers(0, 2))
+    maximum = data.draw(st.one_of(st.none(), st.integers(minimum, 3)))
+    size = data.draw(st.sampled_from([None, (2, 3), (1, 1)]))
+    text, budget = data.draw(st.booleans()), data.draw(st.integers(60, 120))
+    ends = maximum is not None and maximum > 0 and data.draw(st.booleans())
+    automaton = DOCUMENTS.automaton(
+        sizes={"image": size} if size else None,
+        text=text,
+        min_blocks=minimum,
+        max_blocks=maximum,
+        end_with_block=ends,
+        max_codes=6,
+        max_tokens=budget,
+    )
+    prompt_segments = data.draw(st.lists(st.one_of(texts, st.builds(picture, sides, sides)), max_size=2))
+    prompt = DOCUMENTS.write(prompt_segments, close=False)
+    state, drawn = automaton.after(prompt), []
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    while not automaton.done(state):
+        id_ = int(rng.choice(automaton.allowed(state).all_ids(SMALL)))
+        state = automaton.step(state, id_)
+        drawn.append(id_)
+    assert len(drawn) <= budget
+    segments = DOCUMENTS.read([*prompt, *drawn])
+    written = segments[len([s for s in merged(prompt_segments) if s[0] == "image"]) :]
+    blocks = [codes for modality, codes in segments if modality == "image"]
+    blocks = blocks[len([s for s in prompt_segments if s[0] == "image"]) :]
+    assert minimum <= len(blocks) <= (np.inf if maximum is None else maximum)
+    assert all(codes.shape == size if size else codes.size <= 6 for codes in blocks)
+    if not text:
+        assert all(id_ >= 20 for id_ in drawn if id_ not in DIGITS.values())
+    if ends and len(blocks) == maximum:
+        assert written[-1][0] == "image"
+
+
+def drawn_from(automaton, prompt) -> list[int | None]:
+    """What follows a prompt, where a choice is None and taken as the smallest id."""
+    state, following = automaton.after(prompt), []
+    while not automaton.done(state):
+        allowed = automaton.allowed(state)
+        following.append(allowed.forced)
+        state = automaton.step(state, int(allowed.all_ids(SMALL)[0]))
+    return following
+
+
+def test_words_to_picture_leaves_only_the_codes_open():
+    automaton = DOCUMENTS.automaton(sizes={"image": (2, 2)}, text=False, min_blocks=1, max_blocks=1)
+    following = drawn_from(automaton, DOCUMENTS.write([CAPTION], close=False))
+    whole = DOCUMENTS.write([CAPTION, picture(2, 2)]).tolist()[5:]
+    assert following == [None if id_ >= 28 else id_ for id_ in whole]
+
+
+def test_picture_to_words_writes_no_picture():
+    automaton = DOCUMENTS.automaton(max_blocks=0, max_tokens=4)
+    state = automaton.after(DOCUMENTS.write([picture(3, 3)], close=False))
+    for _ in range(3):
+        assert automaton.allowed(state) == ((SMALL.id("eos"),), "text")
+        state = automaton.step(state, 11)
+    assert automaton.allowed(state).forced == SMALL.id("eos")
+    with pytest.raises(GrammarError, match=r"expected eos \(22\)"):
+        automaton.step(state, 11)
+
+
+def test_a_block_the_prompt_has_begun_is_finished():
+    whole = DOCUMENTS.write([CAPTION, picture(3, 2)]).tolist()
+    automaton = DOCUMENTS.automaton(text=False, max_blocks=0)
+    for cut in range(10, len(whole)):  # behind the header
+        assert drawn_from(automaton, whole[:cut]) == [None if id_ >= 28 else id_ for id_ in whole[cut:]]
+    sized = DOCUMENTS.automaton(text=False, max_blocks=0, sizes={"image": (3, 2)})
+    assert drawn_from(sized, whole[:6])[:4] == whole[6:10]  # behind boi the size asked for follows
+    with pytest.raises(GrammarError):
+        DOCUMENTS.automaton(sizes={"image": (2, 2)}).after(whole[:7])  # behind "boi 3" it cannot
+
+
+def test_prompts_and_limits_that_cannot_be_met_are_refused():
+    prompt = DOCUMENTS.write([CAPTION], close=False)
+    one = {"sizes": {"image": (2, 2)}, "min_blocks": 1}
+    assert DOCUMENTS.automaton(**one, max_tokens=15).after(prompt)
+    with pytest.raises(ValueError, match="max_tokens=13 cannot hold the 14 ids"):
+        DOCUMENTS.automaton(**one, max_tokens=13).after(prompt)
+    with pytest.raises(ValueError, match="min_blocks=2 must be between 0 and max_blocks=1"):
+        DOCUMENTS.automaton(min_blocks=2, max_blocks=1)
+    with pytest.raises(ValueError, match="end_with_block"):
+        DOCUMENTS.automaton(end_with_block=True)
+    with pytest.raises(ValueError, match="no block grammar for 'audio'"):
+        DOCUMENTS.automaton(sizes={"audio": (2, 2)})
+    with pytest.raises(ValueError, match="sides are 1"):
+        DOCUMENTS.automaton(sizes={"image": (2, 13)})
+    with pytest.raises(GrammarError, match="expected bos"):
+        DOCUMENTS.automaton().after([11])
+
+
+@pytest.mark.parametrize(
+    ("damage", "position", "reason"),
+    [
+        (lambda ids: ids[1:], 0, "begins with bos"),
+        (lambda ids: ids[:0], 0, "begins with bos"),
+        (lambda ids: ids[:-1], 18, "without eos"),
+        (lambda ids: [*ids, 20], 19, "20 after eos"),
+        (lambda ids: [*ids[:2], 28, *ids[2:]], 2, "28 is neither text nor the begin of a block nor eos"),
+        (lambda ids: [*ids[:13], 26, *ids[14:]], 13, "in a 2 x 2 block of image, expected a image id"),
+    ],
+)
+def test_damage_is_located_in_the_document(damage, position, reason):
+    ids = DOCUMENTS.write([CAPTION, picture(2, 2)]).tolist()
+    with pytest.raises(GrammarError, match=reason) as caught:
+        DOCUMENTS.read(damage(ids))
+    assert caught.value.position == position
+    assert str(caught.value).startswith(f"token {position}: ")
+
+
+def test_json_and_pickle_keep_the_grammar():
+    ids = DOCUMENTS.write([CAPTION, picture(3, 4)])
+    for again in (DocumentGrammar.from_json(DOCUMENTS.to_json()), pickle.loads(pickle.dumps(DOCUMENTS))):
+        assert again.to_json() == DOCUMENTS.to_json()
+        assert same(again.read(ids), [CAPTION, picture(3, 4)])
+    chameleon = document_grammar(SMALL, {}, {"image": published.CHAMELEON})
+    assert DocumentGrammar.from_json(chameleon.to_json()).blocks["image"].grammar == published.CHAMELEON
+    for junk in ("", "[]", "{}", '{"vocabulary": 3, "blocks": {}}'):
+        with pytest.raises(ValueError, match="not the JSON"):
+            DocumentGrammar.from_json(junk)
+
+
+def test_states_are_values():
+    automaton = DOCUMENTS.automaton(max_tokens=100, max_codes=4)
+    ids = DOCUMENTS.write([CAPTION, picture(2, 2)])
+    states = list(itertools.accumulate(ids.tolist(), automaton.step, initial=automaton.start))
+    assert len(set(states)) == len(states)  # hashable, none changed by a later step
+    assert pickle.loads(pickle.dumps(states)) == states
+    assert states == list(itertools.accumulate(ids.tolist(), automaton.step, initial=automaton.start))

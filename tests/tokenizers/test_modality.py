@@ -1,0 +1,66 @@
+"""The registry of modalities: what a new sensor needs is one record."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from omnigram.tokenizers.grammar import LUMINA, RasterGrammar
+from omnigram.tokenizers.modality import MODALITIES, Modality, document_grammar, register
+from omnigram.tokenizers.vocabulary import DEFAULT_SPECIALS, Vocabulary
+
+DIGITS = {symbol: id_ for id_, symbol in enumerate("0123456789*")}
+
+
+def test_text_and_image_are_registered():
+    assert MODALITIES["text"].grid_rank == 1
+    assert MODALITIES["text"].grammar is None
+    assert MODALITIES["image"].grid_rank == 2
+    assert MODALITIES["image"].grammar == RasterGrammar()
+
+
+def test_a_new_sensor_is_one_record(monkeypatch):
+    monkeypatch.setattr("omnigram.tokenizers.modality.MODALITIES", dict(MODALITIES))
+    vocabulary = Vocabulary.appended(11, (*DEFAULT_SPECIALS, "bod", "eod"), {"image": 4, "depth": 6})
+    with pytest.raises(ValueError, match="'depth' is not registered; known: text, image"):
+        document_grammar(vocabulary, DIGITS)
+    depth = register(Modality("depth", 6, 2, RasterGrammar(begin="bod", end="eod")))
+    documents = document_grammar(vocabulary, DIGITS)
+    segments = [("image", np.array([[3]])), ("depth", np.array([[5, 0]])), ("text", np.array([7]))]
+    ids = documents.write(segments)
+    assert [modality for modality, _ in documents.read(ids)] == ["image", "depth", "text"]
+    assert set(documents.labels(ids).modality.tolist()) == {0, 1, 2}
+    state = documents.automaton().after(ids[:1])
+    assert set(documents.automaton().allowed(state).ids) == {vocabulary.id(name) for name in ("eos", "boi", "bod")}
+
+    assert register(depth) == depth  # again, the same: nothing happens
+    with pytest.raises(ValueError, match="'depth' is registered already"):
+        register(dataclasses.replace(depth, loss_weight=0.5))
+
+
+def test_modalities_need_begin_marks_of_their_own():
+    vocabulary = Vocabulary.appended(11, codebooks={"image": 4})
+    block = RasterGrammar().bind(vocabulary, "image", DIGITS)
+    with pytest.raises(ValueError, match="another begin mark"):
+        type(document_grammar(vocabulary, DIGITS))(vocabulary, {"image": block, "depth": block})
+
+
+def test_a_grammar_can_replace_the_registered_one():
+    vocabulary = Vocabulary.appended(11, codebooks={"image": 4})
+    documents = document_grammar(vocabulary, {"1": 3, "2": 4}, {"image": LUMINA})
+    assert documents.blocks["image"].grammar == LUMINA
+    assert documents.blocks["image"].sides == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (("a b", None, 1, None), "'a b'"),
+        (("depth", 1, 2, None), "codebook_size 1"),
+        (("depth", None, 0, None), "grid_rank 0"),
+        (("depth", None, 2, None, -1.0), r"loss_weight -1\.0"),
+    ],
+)
+def test_impossible_records_are_refused(record, reason):
+    with pytest.raises(ValueError, match=reason):
+        Modality(*record)
