@@ -25,6 +25,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import is_flash_attention_requested
 
 from .configuration import OmnigramConfig
+from .document_attention import attend_documents
 from .norms import build_head_norm
 from .rotary import rotate
 
@@ -61,15 +62,20 @@ class Attention(nn.Module):
         rotary: tuple[Tensor, Tensor],
         attention_mask: Any = None,
         past_key_values: Cache | None = None,
+        documents: Int[Tensor, "b t"] | None = None,
         **kwargs: Any,
     ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b h t s"] | None]:
         """Returns the output and, for the eager implementation only, the attention probabilities."""
         heads = (*x.shape[:-1], -1, self.head_dim)
-        query = rotate(self.q_norm(self.q_proj(x).view(heads)), *rotary).transpose(1, 2)
-        key = rotate(self.k_norm(self.k_proj(x).view(heads)), *rotary).transpose(1, 2)
         value = self.v_proj(x).view(heads).transpose(1, 2)
+        # under autocast the norms and rotations widen: back to the projections' type
+        query = rotate(self.q_norm(self.q_proj(x).view(heads)), *rotary).to(value.dtype).transpose(1, 2)
+        key = rotate(self.k_norm(self.k_proj(x).view(heads)), *rotary).to(value.dtype).transpose(1, 2)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
+        if documents is not None:
+            out = attend_documents(query, key, value, documents, self.scaling)
+            return self.o_proj(out.flatten(2)), None
         attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation,  # pyright: ignore[reportArgumentType] (None means eager)
             eager_attention,
@@ -109,10 +115,13 @@ def document_mask(
 
     Tokens of one id attend causally to each other and to nothing else. Pads (-1) form a document of their own, so no
     row of the mask is empty. flash_attention receives no mask but the bounds of the documents; flex_attention a block
-    mask; sdpa a boolean and eager an additive [B, 1, T, T] mask.
+    mask; sdpa a boolean and eager an additive [B, 1, T, T] mask. On a CPU sdpa goes document by document instead.
     """
     if is_flash_attention_requested(config):
         return None, document_bounds(document_ids)
+    on_cpu = document_ids.device.type == "cpu"
+    if on_cpu and config._attn_implementation == "sdpa" and not config.attention_dropout:
+        return None, {"documents": document_ids}
     rows, length = document_ids.shape
     build = ALL_MASK_ATTENTION_FUNCTIONS[config._attn_implementation]
     mask = build(

@@ -133,8 +133,10 @@ class OmnigramModel(OmnigramPreTrainedModel):
                 raise ValueError("document_ids go with neither attention_mask nor a cache: unpack the rows first")
             if position_ids is None:
                 position_ids = document_positions(document_ids)
-            mask, bounds = document_mask(self.config, document_ids, inputs_embeds.dtype)
-            kwargs = {**bounds, **kwargs}
+            mask = None
+            if "cu_seq_lens_q" not in kwargs:  # flash-attention's bounds, when the caller has them already
+                mask, bounds = document_mask(self.config, document_ids, inputs_embeds.dtype)
+                kwargs.update(bounds)
         else:
             if position_ids is None:
                 seen = past_key_values.get_seq_length() if past_key_values is not None else 0
