@@ -207,6 +207,8 @@ class DocumentAutomaton:
         """
         prompt = np.asarray(prompt)
         state = self.grammar.automaton().advance(DocumentState(), prompt)._replace(blocks=0, written=0)
+        if state.ended:
+            raise GrammarError(len(prompt) - 1, "the prompt ends in eos, nothing can follow: write it with close=False")
         if state.modality is not None and state.block is not None and state.block.stage != BODY:
             header = prompt[len(prompt) - state.block.at :]  # its size is still open: the limits decide it
             state = state._replace(block=self._blocks[state.modality].advance(header))
@@ -257,8 +259,8 @@ class DocumentAutomaton:
         return state
 
     def _check_budget(self, state: DocumentState) -> None:
-        """ValueError if `max_tokens` cannot hold bos, the rest of an open block, the blocks that must come, and eos."""
-        needed = (not state.began) + self._limits.min_blocks * self._cheapest + (not state.ended)
+        """ValueError if `max_tokens` cannot hold bos, the rest of an open block, the blocks that must come and eos."""
+        needed = (not state.began) + self._limits.min_blocks * self._cheapest + 1
         if state.modality is not None and state.block is not None:
             needed += self._blocks[state.modality].rest(state.block)
         if self._limits.max_tokens is not None and needed > self._limits.max_tokens:

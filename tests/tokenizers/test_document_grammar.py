@@ -42,8 +42,8 @@ def merged(segments) -> list[tuple[str, np.ndarray]]:
 
 
 texts = st.lists(st.integers(0, 19), max_size=5).map(lambda ids: ("text", np.array(ids, dtype=np.int64)))
-sides = st.integers(1, 12)
-segment_lists = st.lists(st.one_of(texts, st.builds(picture, sides, sides)), max_size=5)
+sides = st.sampled_from([1, 2, 5, 12])
+segment_lists = st.lists(st.one_of(texts, st.builds(picture, sides, sides)), max_size=4)
 
 
 def test_layouts_of_the_three_kinds_of_document():
@@ -233,6 +233,10 @@ def test_prompts_and_limits_that_cannot_be_met_are_refused():
         DOCUMENTS.automaton(sizes={"image": (2, 13)})
     with pytest.raises(GrammarError, match="expected bos"):
         DOCUMENTS.automaton().after([11])
+    with pytest.raises(GrammarError, match="token 5: the prompt ends in eos"):
+        DOCUMENTS.automaton().after(DOCUMENTS.write([CAPTION]))
+    with pytest.raises(ValueError, match="max_tokens=1 cannot hold the 2 ids"):
+        _ = DOCUMENTS.automaton(max_tokens=1).start
 
 
 @pytest.mark.parametrize(
