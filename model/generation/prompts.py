@@ -1,0 +1,102 @@
+"""Documents for people: what a prompt is, and what comes back. Text as strings, everything else as blocks of codes.
+
+Dimensions: H rows and W columns of codes, T tokens of a document.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ...tokenizers.document_grammar import DocumentGrammar
+from ...tokenizers.text import TextTokenizer
+from ...tokenizers.vocabulary import TEXT
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Codes [H, W] of a picture (or of another modality), or with `size` only the first of them in reading order."""
+
+    codes: ArrayLike
+    modality: str = "image"
+    size: tuple[int, int] | None = None
+
+
+Piece = str | Block
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """The beginning of a document, and what may become of it. A sample depends on its prompt and on nothing else.
+
+    segments: text and blocks; the last block may be half finished
+    limits: arguments of `DocumentGrammar.automaton`, e.g. `{"max_blocks": 0, "max_tokens": 48}`
+    seed: of the row's random numbers
+    """
+
+    segments: tuple[Piece, ...] = ()
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A finished document: its segments, its ids [T], and how many of them the prompt gave."""
+
+    segments: tuple[Piece, ...]
+    ids: NDArray[np.int64]
+    given: int
+
+    @property
+    def text(self) -> str:
+        """All text of the document."""
+        return "".join(segment for segment in self.segments if isinstance(segment, str))
+
+    def blocks(self, modality: str = "image") -> list[NDArray[np.int64]]:
+        """Codes [H, W] of each block of a modality."""
+        blocks = [segment for segment in self.segments if isinstance(segment, Block)]
+        return [np.asarray(block.codes) for block in blocks if block.modality == modality]
+
+
+class Writer:
+    """Turns segments into ids and back."""
+
+    def __init__(self, grammar: DocumentGrammar, text_tokenizer: TextTokenizer):
+        self.grammar, self.text_tokenizer = grammar, text_tokenizer
+
+    def write(self, segments: Iterable[Piece], close: bool = False) -> NDArray[np.int64]:
+        """Segments -> ids [T]; with `close` ending in eos. ValueError for codes or sizes that cannot be written."""
+        segments = tuple(segments)
+        written: list[tuple[str, ArrayLike]] = []
+        for index, segment in enumerate(segments):
+            if isinstance(segment, str):
+                written.append((TEXT, np.array(self.text_tokenizer.encode(segment), dtype=np.int64)))
+            elif segment.size is None:
+                written.append((segment.modality, segment.codes))
+            elif close or index + 1 < len(segments):
+                raise ValueError(f"segment {index}: only the last block of a prompt may be half finished")
+            else:
+                return np.concatenate([self.grammar.write(written, close=False), self._begun(segment, segment.size)])
+        return self.grammar.write(written, close)
+
+    def read(self, ids: NDArray[np.int64]) -> tuple[Piece, ...]:
+        """Ids [T] of one whole document -> segments. Text that is not UTF-8 comes back with U+FFFD."""
+        return tuple(
+            self.text_tokenizer.decode(codes.tolist()) if modality == TEXT else Block(codes, modality)
+            for modality, codes in self.grammar.read(ids)
+        )
+
+    def _begun(self, block: Block, size: tuple[int, int]) -> NDArray[np.int64]:
+        """Ids of a half-finished block, up to where its next code goes."""
+        if block.modality not in self.grammar.blocks:
+            raise ValueError(f"no block grammar for {block.modality!r}; there is {', '.join(self.grammar.blocks)}")
+        grammar, codes = self.grammar.blocks[block.modality], np.asarray(block.codes).ravel()
+        grammar.check_size(*size)
+        layout = grammar.layout(*size)
+        if len(codes) >= len(layout.slots):
+            raise ValueError(f"{len(codes)} codes leave nothing to complete in a block of {size[0]} x {size[1]}")
+        ids = layout.template[: layout.slots[len(codes)]].copy()
+        ids[layout.slots[: len(codes)]] = grammar.vocabulary.encode(block.modality, codes)
+        return ids
