@@ -59,8 +59,29 @@ class ShardError(ValueError):
     """A shard that cannot be read, or a faulty sample in it; the message names both."""
 
 
+class _StrictHeader(tarfile.TarInfo):
+    """tarfile takes a header that is missing, cut or damaged for the end of the archive; here only the end mark is."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_StrictHeader":
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if len(buf) == tarfile.BLOCKSIZE and not any(buf):
+                raise
+            raise tarfile.ReadError("no end mark" if not buf else str(error)) from None
+
+
+def open_archive(path: Path | str | None = None, stream: IO[bytes] | None = None) -> tarfile.TarFile:
+    """A tar on disk, or one that can only be read forwards; tarfile.ReadError when its beginning is damaged."""
+    if stream is not None:
+        return tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictHeader)
+    assert path is not None
+    return tarfile.open(path, mode="r:", tarinfo=_StrictHeader)
+
+
 def archive_samples(archive: tarfile.TarFile, name: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, members by extension) of the samples of an open tar; ShardError when the tar is cut short.
+    """(key, members by extension) of the samples of an archive of `open_archive`; ShardError when it is cut short.
 
     Neighbouring members with the same name up to the first dot of its last part are one sample. Folders, links and
     names that webdataset reserves (`__…__`) are passed over.
@@ -85,9 +106,6 @@ def archive_samples(archive: tarfile.TarFile, name: str) -> Iterator[tuple[str, 
                 raise tarfile.ReadError("unexpected end of data")
     except (tarfile.TarError, EOFError) as error:
         raise ShardError(f"{name} is cut short or damaged after sample {key!r}: {error}") from None
-    # tarfile takes a file that ends between two members for whole: only the zero block behind the last one shows it is
-    if archive.fileobj is None or archive.fileobj.tell() <= archive.offset:
-        raise ShardError(f"{name} is cut short: it ends without an end mark after sample {key!r}")
     if members:
         yield key, members
 
@@ -96,11 +114,11 @@ def read_samples(path: Path | str) -> Iterator[tuple[str, dict[str, bytes]]]:
     """(key, members by extension) of a shard on disk."""
     path = Path(path)
     try:
-        archive = tarfile.open(path, mode="r:")  # noqa: SIM115 (closed by the `with` below)
+        archive = open_archive(path)
     except FileNotFoundError:
         raise ShardError(f"{path} is missing: make the data set again") from None
     except tarfile.TarError as error:
-        raise ShardError(f"{path} is no tar file or damaged: {error}") from None
+        raise ShardError(f"{path} is cut short, damaged, or no tar file: {error}") from None
     with archive:
         yield from archive_samples(archive, str(path))
 

@@ -72,7 +72,8 @@ def _build(node: DictConfig, kind: type[T]) -> T:
         cause = error.__cause__
         if isinstance(cause, ValueError | OSError):
             raise cause from None
-        raise ValueError(f"data: {node.get('_target_')} cannot be made: {cause or error}") from None
+        reason = " ".join(str(cause or error).split())  # Hydra writes paragraphs
+        raise ValueError(f"data: {node.get('_target_')} cannot be made: {reason}") from None
     if not isinstance(made, kind):
         raise ValueError(f"data: {node.get('_target_')} is no {kind.__name__}")
     return made

@@ -19,7 +19,7 @@ from webdataset.shardlists import expand_urls
 
 from ..document import IMAGE_SUFFIXES, Document, Segment, check_key
 from ..pictures import MAX_PIXELS
-from ..shards import ShardError, archive_samples
+from ..shards import ShardError, archive_samples, open_archive
 from . import Sample, Source
 from .folder import MAX_CAPTION, check_caption
 
@@ -127,8 +127,7 @@ def _read(url: str) -> Iterator[tuple[str, dict[str, bytes]]]:
     except (OSError, ValueError) as error:
         raise ShardError(f"the shard {url} cannot be opened: {error}") from None
     try:
-        # a command's output can only be read forwards, which the mode r| allows for
-        with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|*") as archive:
+        with open_archive(stream=cast(IO[bytes], stream)) as archive:
             yield from archive_samples(archive, url)
         stream.close()  # raises when the command that delivered it failed
     except (OSError, tarfile.TarError, ShardError) as error:

@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from omnigram.data.document import Document, Segment, TokenDocument, TokenSegment, check_key
 
 texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
-text_segments = st.builds(
-    lambda text, others: Segment("text", text, tuple(others)), texts, st.lists(texts, max_size=3)
-)
+text_segments = st.builds(lambda text, others: Segment("text", text, tuple(others)), texts, st.lists(texts, max_size=3))
 media_segments = st.builds(
     lambda kind, data: Segment(kind[0], data, suffix=kind[1]),
     st.sampled_from([("image", ".png"), ("image", ".jpg"), ("audio", ".flac"), ("video", ".mp4")]),
     st.binary(min_size=1, max_size=30),
 )
-fields = st.dictionaries(st.sampled_from(["concept", "style", "family", "camera"]), st.text(st.characters(codec="utf-8")))
+fields = st.dictionaries(
+    st.sampled_from(["concept", "style", "family", "camera"]), st.text(st.characters(codec="utf-8"))
+)
 
 
 @given(st.lists(text_segments | media_segments, min_size=1, max_size=5), texts, texts, fields)
