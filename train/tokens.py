@@ -1,0 +1,245 @@
+"""`make tokens`: shards + tokenizers -> token shards, `datasets/<name>-<identity of the tokenizers>/`.
+
+1. the tokenizers of a run, `text.model` and `image/`; with how pictures are fitted they name the folder
+2. one output shard for each input shard: same number, same samples, same order; after a stop finished ones are kept
+3. vocabulary.json, and dataset.json last: a folder without it is no data set yet
+"""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..data.artefact import (
+    FolderLock,
+    atomic_write,
+    atomic_write_json,
+    file_sha256,
+    identity,
+    provenance,
+    remove_partials,
+)
+from ..data.document import Document, TokenDocument
+from ..data.encoding import DocumentEncoder, PictureTokenizer
+from ..data.shards import RECORDS, ShardError, parse_sample, read_samples, write_shard
+from ..data.tokens import DATASET, FORMAT, FORMAT_VERSION, VOCABULARY, read_record
+from ..tokenizers.image import ImageTokenizer
+from ..tokenizers.text import TextTokenizer
+from ..tokenizers.vocabulary import TEXT, Vocabulary
+from .shards import FORMAT as DOCUMENTS
+
+TEXT_MODEL, IMAGE_MODEL = "text.model", "image"  # in the folder of a tokenizer run
+
+
+def make_tokens(config: DictConfig) -> Path:
+    """Encode the data set of `config.data.folder` as `config.tokens` says, unless that is done; the folder of tokens.
+
+    Raises:
+        FileNotFoundError: no finished data set, or no tokenizer run.
+        ValueError: the inputs do not belong together, a shard is not as its data set says, a sample is broken.
+        OSError: another run works in the folder, the disk is full or not writable.
+    """
+    options = config.tokens
+    run = Path(options.tokenizer)
+    for part in (TEXT_MODEL, IMAGE_MODEL):
+        if not (run / part).exists():
+            raise FileNotFoundError(f"{run / part} is missing: train the tokenizers first, or set tokens.tokenizer=")
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return write_tokens(
+        Path(config.data.folder),
+        TextTokenizer.load(run / TEXT_MODEL),
+        ImageTokenizer.from_pretrained(run / IMAGE_MODEL).to(device),
+        Fitting(int(options.resolution), float(options.max_ratio)),
+        batch_size=int(options.batch_size),
+        workers=int(options.workers),
+        device=device,
+    )
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How pictures become inputs of the image tokenizer; part of what the tokens are."""
+
+    resolution: int  # pixels: side of the square whose area pictures get
+    max_ratio: float = 1.0  # of the longer to the shorter side; 1 crops all to squares
+
+
+def write_tokens(
+    source: Path,
+    text: TextTokenizer,
+    image: PictureTokenizer,
+    fitting: Fitting,
+    *,
+    batch_size: int = 64,
+    workers: int = 2,
+    device: torch.device | str = "cpu",
+    console: Console | None = None,
+) -> Path:
+    """`make_tokens` with the tokenizers at hand. The folder of tokens stands beside `source`."""
+    documents = read_record(source, DOCUMENTS)
+    tokenizer = identity(text.identity, image.identity, fitting.resolution, fitting.max_ratio)
+    folder = source.with_name(f"{source.name}-{tokenizer[:12]}")
+    made_from = {
+        "format_version": FORMAT_VERSION,
+        "dataset": {"name": documents["name"], "identity": documents["identity"]},
+        "text_tokenizer": text.identity,
+        "image_tokenizer": image.identity,
+        "resolution": fitting.resolution,
+        "max_ratio": fitting.max_ratio,
+    }
+    if _finished(folder, made_from):
+        return folder
+    vocabulary = Vocabulary.appended(text.size, codebooks={"image": image.codebook_size})
+    encoder = DocumentEncoder(text, image, fitting.resolution, fitting.max_ratio, batch_size, workers, device)
+    console = console or Console(stderr=True)
+    with FolderLock(folder):
+        if _finished(folder, made_from):  # by the run that held the lock
+            return folder
+        splits = _write(source, folder, documents["splits"], encoder, identity(made_from), console)
+        atomic_write(folder / VOCABULARY, vocabulary.to_json() + "\n")
+        contents = {split: [(s["file"], s["sha256"]) for s in entry["shards"]] for split, entry in splits.items()}
+        record = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "name": folder.name,
+            "identity": identity(FORMAT, FORMAT_VERSION, vocabulary.identity, text.digit_ids, contents),
+            "tokenizer": tokenizer,
+            "vocabulary": vocabulary.identity,
+            "digit_ids": text.digit_ids,
+            "patch": image.patch,
+            **{name: documents[name] for name in ("license", "attribution", "prompt_template", "styles")},
+            "splits": splits,
+            "made_from": made_from,
+            "provenance": provenance(),
+        }
+        atomic_write_json(folder / DATASET, record)
+        shutil.rmtree(folder / RECORDS, ignore_errors=True)
+    for line in _summary(folder, splits):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return folder
+
+
+def _finished(folder: Path, made_from: Mapping[str, Any]) -> bool:
+    """Whether the folder holds these tokens; ValueError when it holds those of another data set."""
+    if not (folder / DATASET).exists():
+        return False
+    there = read_record(folder, FORMAT).get("made_from")
+    if there == made_from:
+        return True
+    name = made_from["dataset"]["name"]
+    raise ValueError(f"{folder} holds tokens of another making of {name!r} than is there now: remove the folder")
+
+
+def _write(
+    source: Path,
+    folder: Path,
+    splits: Mapping[str, Mapping[str, Any]],
+    encoder: DocumentEncoder,
+    request: str,
+    console: Console,
+) -> dict[str, dict[str, Any]]:
+    """What dataset.json says of each split, once its shards are written."""
+    remove_partials(folder)
+    (folder / RECORDS).mkdir(exist_ok=True)
+    remove_partials(folder / RECORDS)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    times = (TimeElapsedColumn(), TextColumn("estimate"), TimeRemainingColumn(elapsed_when_finished=True))
+    told: dict[str, dict[str, Any]] = {}
+    with Progress(*columns, *times, console=console) as progress:
+        task = progress.add_task("tokens", total=sum(entry["documents"] for entry in splits.values()))
+        for split, entry in splits.items():
+            shards: list[dict[str, Any]] = []
+            for shard in entry["shards"]:
+                record = _kept(folder, shard["file"], request)
+                if record is None:
+                    path = source / shard["file"]
+                    try:
+                        documents = encoder.encode(_documents(path, shard), lambda count: progress.advance(task, count))
+                    except ShardError:
+                        raise
+                    except ValueError as error:
+                        raise ShardError(f"{path}: {error}") from None
+                    record = _write_shard(folder, shard["file"], documents, request)
+                else:
+                    progress.advance(task, shard["documents"])
+                shards.append(record)
+            told[split] = _split(shards)
+    expected = {shard["file"] for entry in told.values() for shard in entry["shards"]}
+    for stray in folder.glob("*.tar"):  # of an earlier making of the data set that was stopped
+        if stray.name not in expected:
+            stray.unlink()
+    return told
+
+
+def _documents(path: Path, shard: Mapping[str, Any]) -> Iterator[Document]:
+    """The documents of an input shard, one at a time; ShardError when it is not the one that dataset.json describes."""
+    if path.exists() and file_sha256(path) != shard["sha256"]:
+        raise ShardError(f"{path} is not the shard that {path.parent / DATASET} describes: make the data set again")
+    for key, members in read_samples(path):
+        document = parse_sample(key, members, str(path))
+        if not isinstance(document, Document):
+            raise ShardError(f"{path}: sample {key!r} is tokens already")
+        yield document
+
+
+def _write_shard(folder: Path, file: str, documents: Sequence[TokenDocument], request: str) -> dict[str, Any]:
+    path = write_shard(folder / file, documents)
+    codes, grids = Counter[str](), Counter[str]()
+    for document in documents:
+        for segment in document.segments:
+            codes[segment.modality] += segment.codes.size
+            if segment.modality != TEXT:
+                grids["x".join(map(str, segment.codes.shape))] += 1
+    record = {
+        "file": file,
+        "documents": len(documents),
+        "bytes": path.stat().st_size,
+        "sha256": file_sha256(path),
+        "codes": dict(sorted(codes.items())),
+        "grids": dict(sorted(grids.items())),
+    }
+    atomic_write_json(folder / RECORDS / f"{file}.json", {**record, "request": request})
+    return record
+
+
+def _kept(folder: Path, file: str, request: str) -> dict[str, Any] | None:
+    """The record of a shard that an earlier run finished for the same request; None where it has to be made."""
+    try:
+        record = json.loads((folder / RECORDS / f"{file}.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    path = folder / file
+    if record.pop("request", None) != request or not path.exists() or file_sha256(path) != record["sha256"]:
+        return None
+    return record
+
+
+def _split(shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    codes, grids = Counter[str](), Counter[str]()
+    for shard in shards:
+        codes.update(shard["codes"])
+        grids.update(shard["grids"])
+    return {
+        "documents": sum(shard["documents"] for shard in shards),
+        "codes": dict(sorted(codes.items())),  # by modality, first wordings only
+        "grids": dict(sorted(grids.items())),  # pictures by rows x columns of codes
+        "shards": [
+            {name: value for name, value in shard.items() if name not in ("codes", "grids")} for shard in shards
+        ],
+    }
+
+
+def _summary(folder: Path, splits: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for split, entry in splits.items():
+        codes = ", ".join(f"{count:,} {modality} codes" for modality, count in entry["codes"].items())
+        yield f"{folder}: {split}: {entry['documents']:,} documents, {codes}"
