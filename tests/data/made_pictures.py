@@ -2,12 +2,13 @@
 
 import io
 import tarfile
+from typing import Literal
 
 from omegaconf import OmegaConf
 from PIL import Image
 
 
-def picture(colour="red", kind="PNG", size=(16, 16)):
+def picture(colour: str | tuple[int, int, int] = "red", kind="PNG", size=(16, 16)):
     file = io.BytesIO()
     Image.new("RGB", size, colour).save(file, kind)
     return file.getvalue()
@@ -22,7 +23,7 @@ def fill_folder(folder, count, start=0):
     return folder
 
 
-def tar_of(path, members, mode="w"):
+def tar_of(path, members, mode: Literal["w", "w:gz"] = "w"):
     """A tar of (name, bytes) pairs."""
     with tarfile.open(path, mode) as archive:
         for name, data in members:
