@@ -125,11 +125,6 @@ class PackedStream:
             "seen": dict(vars(self.seen)),
         }
 
-    @property
-    def epoch(self) -> float:
-        """How often the data set was read, over all ranks."""
-        return self._next / len(self._order)
-
     def next_batch(self) -> PackedBatch:
         """The next R rows, and the state after them."""
         rows = [self._next_row() for _ in range(self.config.rows)]
@@ -230,7 +225,7 @@ class Loader:
         state: Mapping[str, Any] | None = None,
     ) -> None:
         self._build = lambda state: PackedStream(dataset, grammar, config, rank, world, state)
-        self.config, self.vocabulary = config, grammar.vocabulary
+        self.dataset, self.config = dataset, config
         self._stream: PackedStream | None = self._build(state)  # a state that does not belong here is refused now
         self.state: State = self._stream.state
 
@@ -242,8 +237,13 @@ class Loader:
 
     @property
     def seen(self) -> Seen:
-        """Counts up to the last batch taken."""
+        """Counts up to the last batch taken, of this rank."""
         return Seen(**self.state["seen"])
+
+    @property
+    def epoch(self) -> float:
+        """How often the data set was read up to the last batch taken, by all ranks."""
+        return self.state["next"] / len(self.dataset)
 
 
 def _when_asked(stream: PackedStream) -> Iterator[PackedBatch]:

@@ -176,12 +176,13 @@ class TestLoader:
         for batch in islice(batches, 5):
             assert_same(batch, expected.next_batch())
             assert loader.state == batch.state
+        assert loader.seen.places == loader.state["seen"]["places"] == 5 * 2 * 40
+        assert loader.epoch == pytest.approx(loader.seen.documents / len(dataset))
         resumed = Loader(dataset, dataset.grammar(), config, state=json.loads(json.dumps(loader.state)))
         following = [expected.next_batch() for _ in range(3)]
         for one, again, other in zip(batches, resumed, following, strict=False):
             assert_same(one, other)
             assert_same(again, other)
-        assert loader.seen.places == loader.state["seen"]["places"] > 0
 
     def test_iterating_again_goes_on(self, dataset: TokenDataset) -> None:
         loader = Loader(dataset, dataset.grammar(), replace(CONFIG, prefetch=2))
