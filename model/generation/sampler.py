@@ -42,7 +42,7 @@ class Sampler:
             )
         self.model, self.grammar, self.vocabulary = model, grammar, grammar.vocabulary
         self.writer = Writer(grammar, text_tokenizer)
-        self.sampling = self._checked(sampling or {})
+        self.sampling = self._with({modality: Sampling() for modality in (TEXT, *grammar.blocks)}, sampling)
 
     @property
     def context(self) -> int:
@@ -59,7 +59,7 @@ class Sampler:
         """
         if batch_size < 1:
             raise ValueError(f"batch_size {batch_size} must be 1 or more")
-        settings = {**self.sampling, **self._checked(sampling or {})}
+        settings = self._with(self.sampling, sampling)
         rows = [self._row(prompt, settings) for prompt in prompts]
         with evaluating(self.model):
             head = Head(self.model, self.vocabulary)
@@ -120,16 +120,16 @@ class Sampler:
             logits[guided] = without + guidance * (logits[guided] - without)
         return logits
 
-    def _checked(self, sampling: Mapping[str, Sampling]) -> dict[str, Sampling]:
-        known = {TEXT: Sampling(), **{modality: Sampling() for modality in self.grammar.blocks}}
-        for modality, setting in sampling.items():
-            if modality not in known:
-                raise ValueError(f"sampling has settings of {modality!r}; the modalities are {', '.join(known)}")
+    def _with(self, settings: Mapping[str, Sampling], changes: Mapping[str, Sampling] | None) -> dict[str, Sampling]:
+        """Settings with those of some modalities replaced. ValueError for what would have no effect."""
+        for modality, setting in (changes or {}).items():
+            if modality not in settings:
+                raise ValueError(f"sampling has settings of {modality!r}; the modalities are {', '.join(settings)}")
             if modality == TEXT and setting.guidance != 1:
                 raise ValueError(
                     f"guidance {setting.guidance} of text: only what text describes is guided; set it to 1"
                 )
-        return {**known, **sampling}
+        return {**settings, **(changes or {})}
 
 
 class _Row:

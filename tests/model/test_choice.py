@@ -1,0 +1,54 @@
+"""Choosing ids: against the logits processors of transformers, and against the distribution that is meant."""
+
+import numpy as np
+import pytest
+import torch
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from omnigram.model.generation.choice import Sampling, choose, filtered, gumbel
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (0.7, 5, 1.0), (1.3, 0, 0.8), (0.9, 7, 0.6), (2.0, 99, 0.05)]
+)
+def test_filters_are_those_of_transformers(temperature: float, top_k: int, top_p: float) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(20, 12, dtype=torch.float64) * 3
+    scores = TemperatureLogitsWarper(temperature)(torch.empty(0), logits.clone())
+    if top_k:
+        scores = TopKLogitsWarper(top_k)(torch.empty(0), scores)
+    if top_p < 1:
+        scores = TopPLogitsWarper(top_p)(torch.empty(0), scores)
+    ours = filtered(logits, Sampling(temperature, top_k, top_p))
+    torch.testing.assert_close(ours, scores)
+
+
+def test_temperature_zero_takes_the_likeliest_and_so_does_top_k_one() -> None:
+    logits = torch.randn(8, 30)
+    noise = gumbel([np.random.default_rng(i) for i in range(8)], 30).float()
+    assert torch.equal(choose(logits, Sampling(temperature=0)), logits.argmax(1))
+    assert torch.equal(choose(logits, Sampling(top_k=1), noise), logits.argmax(1))
+
+
+def test_draws_follow_the_softmax() -> None:
+    logits = torch.tensor([[2.0, 0.5, -1.0, 0.0]], dtype=torch.float64).expand(20_000, -1)
+    noise = gumbel([np.random.default_rng(3)], 4 * 20_000).view(20_000, 4)
+    counts = torch.bincount(choose(logits, Sampling(), noise), minlength=4)
+    expected = logits[0].softmax(0) * 20_000
+    assert float(((counts - expected) ** 2 / expected).sum()) < 16.3  # chi-square, 3 degrees of freedom, p = .001
+
+
+def test_a_rows_noise_is_its_own() -> None:
+    together = gumbel([np.random.default_rng(i) for i in (4, 5, 6)], 9)
+    alone = gumbel([np.random.default_rng(5)], 9)
+    assert torch.equal(together[1], alone[0])
+
+
+@pytest.mark.parametrize(
+    "settings", [{"temperature": -1}, {"top_k": -2}, {"top_p": 0}, {"top_p": 1.5}, {"guidance": float("nan")}]
+)
+def test_settings_out_of_range_are_named(settings: dict[str, float]) -> None:
+    [name] = settings
+    with pytest.raises(ValueError, match=name) as fault:
+        Sampling(**settings)  # pyright: ignore[reportArgumentType]
+    assert "\n" not in str(fault.value)
