@@ -35,8 +35,7 @@ from ..tokenizers.image import ImageTokenizer
 from ..tokenizers.text import TextTokenizer
 from ..tokenizers.vocabulary import TEXT, Vocabulary
 from .shards import FORMAT as DOCUMENTS
-
-TEXT_MODEL, IMAGE_MODEL = "text.model", "image"  # in the folder of a tokenizer run
+from .tokenizer import IMAGE_MODEL, TEXT_MODEL, tokenizer_run
 
 
 def make_tokens(config: DictConfig) -> Path:
@@ -48,7 +47,7 @@ def make_tokens(config: DictConfig) -> Path:
         OSError: another run works in the folder, the disk is full or not writable.
     """
     options = config.tokens
-    run = Path(options.tokenizer)
+    run = tokenizer_run(config)
     for part in (TEXT_MODEL, IMAGE_MODEL):
         if not (run / part).exists():
             raise FileNotFoundError(f"{run / part} is missing: train the tokenizers first, or set tokens.tokenizer=")

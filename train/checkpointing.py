@@ -1,0 +1,93 @@
+"""Checkpoints of a training run: whole or absent, the newest few kept, every draw a function of the step."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ..data.artefact import plain_errors
+
+
+class StepModule(LightningModule):
+    """A module that counts its own steps: Lightning counts those of each optimizer, of which a GAN has two."""
+
+    steps_done: torch.Tensor
+    seconds: torch.Tensor  # of training, without the stops between
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("seconds", torch.zeros((), dtype=torch.float64))
+        self.data_state: dict[str, Any] | None = None  # of the data after the last step; None at the start
+
+    @property
+    def step(self) -> int:
+        """Steps finished."""
+        return int(self.steps_done)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["data_state"], checkpoint["step"] = self.data_state, self.step
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.data_state = checkpoint["data_state"]
+
+
+def load_step(path: Path | None) -> int:
+    """Steps that a checkpoint of `Checkpoints` has behind it, by its name; 0 for none."""
+    return 0 if path is None else int(path.stem.removeprefix("step-"))
+
+
+class Seeding(Callback):
+    """Seed torch before each step from (seed, step): what a resumed run draws is what an undisturbed one would."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: StepModule, batch: Any, batch_idx: int) -> None:
+        torch.manual_seed(self.seed * 1_000_003 + pl_module.step)
+
+
+class Checkpoints(Callback):
+    """Count the steps and seconds, save every so many steps, and end the run after `max_steps`.
+
+    It stands first among the callbacks that look at the step.
+    """
+
+    def __init__(self, folder: Path, every: int, max_steps: int, keep: int = 2) -> None:
+        if every < 1 or max_steps < 1:
+            raise ValueError(f"checkpoint_every_n_steps={every} and max_steps={max_steps} must be 1 or more")
+        self.folder, self.every, self.max_steps, self.keep = folder, every, max_steps, keep
+        self._since = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: StepModule) -> None:
+        self._since = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: StepModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.monotonic()
+        pl_module.seconds += now - self._since
+        pl_module.steps_done += 1
+        pl_module.data_state = batch.state
+        self._since = now
+        step = pl_module.step
+        if step % self.every == 0 or step >= self.max_steps:
+            self.save(trainer, step)
+        if step >= self.max_steps:
+            trainer.should_stop = True
+
+    def save(self, trainer: Trainer, step: int) -> None:
+        """Write beside, sync, rename; then drop the oldest."""
+        path = self.folder / f"step-{step:08d}.ckpt"
+        partial = path.with_suffix(".partial")
+        with plain_errors(path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            trainer.save_checkpoint(partial)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+        for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
+            old.unlink()

@@ -1,0 +1,211 @@
+"""Hydra overrides -> the one configuration of the whole road; what it does not know is refused in one line.
+
+The group options, keys and kinds of values are those of `pkg://omnigram.conf` and nothing else: `model=micro` chooses a
+file of a group, `trainer.max_steps=200` changes a key that is there, and near names are told for one that is not.
+"""
+
+import difflib
+import itertools
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+CONF, ROOT = "omnigram.conf", "config"
+FILLED_IN_LATER = "model."  # by a step, from what the step before it made
+
+
+@cache
+def groups() -> dict[str, tuple[str, ...]]:
+    """The options of each group, from the files that are there."""
+    found: dict[str, tuple[str, ...]] = {}
+    for folder in files(CONF).iterdir():
+        if folder.is_dir():
+            options = sorted(file.name[:-5] for file in folder.iterdir() if file.name.endswith(".yaml"))
+            if options:
+                found[folder.name] = tuple(options)
+    return dict(sorted(found.items()))
+
+
+def compose_config(overrides: Sequence[str] = ()) -> DictConfig:
+    """The configuration that the overrides describe. ValueError, in one line, for what is unknown or does not fit."""
+    [(_, config)] = compose_each(overrides, multirun=False)
+    return config
+
+
+def compose_each(overrides: Sequence[str], multirun: bool) -> list[tuple[list[str], DictConfig]]:
+    """Every combination of the overrides' values, with its own overrides; all are checked before any is returned.
+
+    Without `multirun` there is one combination, and `model=nano,micro` is refused.
+    """
+    parsed = [_parse(text) for text in overrides]
+    for override in parsed:
+        if override.is_sweep_override() and not multirun:
+            raise ValueError(
+                f"{override.input_line} names several values: add -m to run one after the other, "
+                f"or write {override.get_key_element()}=[…] for a list"
+            )
+    combinations = [list(combination) for combination in itertools.product(*(_values(o) for o in parsed))]
+    return [(combination, _compose(combination)) for combination in combinations]
+
+
+def _values(override: Override) -> list[str]:
+    if not override.is_sweep_override():
+        assert override.input_line is not None
+        return [override.input_line]
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+
+
+def _parse(text: str) -> Override:
+    if text.lstrip("+~").partition("=")[0].split(".")[0].split("/")[0] == "hydra":
+        raise ValueError(f"{text}: settings of Hydra itself have no effect here, leave it out")
+    if not text.startswith("~") and "=" not in text:
+        raise ValueError(f"{text!r} is no setting: write key=value, or group=option, as in model=micro")
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        reason = str(error).removeprefix(f"Error parsing override {text!r}").strip().splitlines()[0]
+        reason = reason.partition(" expecting")[0]
+        key = text.partition("=")[0]
+        raise ValueError(f"{text!r} cannot be read ({reason}): quote the value, \"{key}='…'\"") from None
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    parsed = [_parse(text) for text in overrides]
+    chosen = [override for override in parsed if override.key_or_group in groups()]
+    for override in chosen:
+        _check_option(override)
+    config, choices = _hydra([override.input_line or "" for override in chosen])
+    changes = [override for override in parsed if override not in chosen]
+    for override in changes:
+        if not override.is_add() and not override.is_force_add():
+            _check_key(override, config)
+    if changes:
+        config, choices = _hydra(overrides)
+    with open_dict(config):  # runs are named after the model that was asked for
+        config.model_name = config.get("model_name") or choices.get("model")
+    _check_whole(config, choices)
+    return config
+
+
+def _hydra(overrides: list[str]) -> tuple[DictConfig, dict[str, Any]]:
+    """The composed configuration, and which option of each group is in it."""
+    try:
+        with initialize_config_module(CONF, version_base="1.3"):
+            config = compose(ROOT, overrides=overrides, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException, OSError) as error:
+        raise ValueError(" ".join(str(error).partition("Config search path")[0].split())) from None
+    choices = dict(config.hydra.runtime.choices)
+    with open_dict(config):
+        del config["hydra"]
+    return config, choices
+
+
+def _check_option(override: Override) -> None:
+    group, options = override.key_or_group, groups()[override.key_or_group]
+    if override.is_delete():
+        raise ValueError(f"{override.input_line}: {group} cannot be left out, choose of {', '.join(options)}")
+    value = override.value()
+    for name in value if isinstance(value, list) else [value]:
+        if str(name) not in options:
+            near = _or(difflib.get_close_matches(str(name), options, cutoff=0.5))
+            guess = f"did you mean {near}? " if near else ""
+            raise ValueError(f"unknown {group} {name!r}: {guess}There is {', '.join(options)}")
+
+
+def _check_key(override: Override, base: DictConfig) -> None:
+    """ValueError unless the key is in the configuration and the value is of the kind that is there."""
+    key = override.key_or_group
+    paths = dict(_paths(base))
+    if key not in paths:
+        near = _or(_near(key, [*paths, *groups()]))
+        parent = key.rpartition(".")[0]
+        siblings = [path.rpartition(".")[2] for path in paths if path.rpartition(".")[0] == parent]
+        there = f"{parent or 'the configuration'} holds {', '.join(siblings)}" if siblings else "see --show-config"
+        raise ValueError(f"unknown key {key!r}: " + (f"did you mean {near}?" if near else there))
+    if override.is_delete():
+        return
+    value = override.value()
+    fault = _misfit(paths[key], value)
+    if fault:
+        raise ValueError(f"{override.input_line}: {key} {fault}, as in {key}={_shown(paths[key])}")
+
+
+def _paths(node: DictConfig, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key with its value; interpolations and missing values as they are written."""
+    for name in node:
+        key = f"{before}{name}"
+        if OmegaConf.is_interpolation(node, str(name)) or OmegaConf.is_missing(node, str(name)):
+            yield key, None
+            continue
+        value = node[name]
+        yield key, value
+        if isinstance(value, DictConfig):
+            yield from _paths(value, f"{key}.")
+
+
+def _near(key: str, known: list[str]) -> list[str]:
+    """Known keys like this one: a slip in the whole, or the right last word in another place."""
+    last = key.rpartition(".")[2]
+    elsewhere = [path for path in known if path.rpartition(".")[2] == last]
+    slips = difflib.get_close_matches(key, known, n=2, cutoff=0.9)
+    words = {path.rpartition(".")[2] for path in known}
+    likely = difflib.get_close_matches(last, words, n=1, cutoff=0.8)
+    moved = [path for path in known if likely and path.rpartition(".")[2] == likely[0]]
+    beside = [path for path in moved if path.rpartition(".")[0] == key.rpartition(".")[0]]
+    return list(dict.fromkeys(beside[:1] or [*elsewhere, *slips, *moved]))[:3]
+
+
+def _misfit(old: Any, new: Any) -> str | None:
+    """What is wrong with a value in the place of `old`; None if nothing can be said."""
+    if old is None or new is None or (isinstance(new, str) and "${" in new):
+        return None
+    if OmegaConf.is_dict(old):
+        return None if isinstance(new, dict) else "has parts, it takes no single value"
+    if OmegaConf.is_list(old):
+        return None if isinstance(new, list) else "takes a list"
+    if isinstance(new, dict | list):
+        return None if isinstance(old, str) else "takes a single value"
+    if isinstance(old, bool):
+        return None if isinstance(new, bool) else "is true or false"
+    if isinstance(old, int):
+        return None if isinstance(new, int) and not isinstance(new, bool) else "is a whole number"
+    if isinstance(old, float):
+        return None if isinstance(new, int | float) and not isinstance(new, bool) else "is a number"
+    return None
+
+
+def _shown(value: Any) -> str:
+    if OmegaConf.is_config(value):
+        return str(OmegaConf.to_container(value)).replace(" ", "").replace("'", "")
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _check_whole(config: DictConfig, choices: dict[str, Any]) -> None:
+    """ValueError for a value that the user must give, and for a reference to nothing."""
+    missing = [key for key, _ in _paths(config) if OmegaConf.is_missing(*_place(config, key))]
+    missing = [key for key in missing if not key.startswith(FILLED_IN_LATER)]
+    if missing:
+        group = missing[0].partition(".")[0]
+        chosen = f"{group}={choices[group]}" if group in choices else "the configuration"
+        raise ValueError(f"{chosen} needs {' and '.join(f'{key}=…' for key in missing)}: add what it should be")
+    try:
+        OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+
+
+def _place(config: DictConfig, key: str) -> tuple[DictConfig, str]:
+    parent, _, last = key.rpartition(".")
+    return (OmegaConf.select(config, parent) if parent else config), last
+
+
+def _or(names: list[str]) -> str:
+    return " or ".join(names)

@@ -1,0 +1,156 @@
+"""Training of the image tokenizer: reconstruction, commitment, and a discriminator where it is configured."""
+
+VQGAN (https://arxiv.org/abs/2012.09841, section 3.1) with pixel losses. Optimisation is manual: `generator_step`
+trains encoder, codebook and decoder, `discriminator_step` the discriminator, each with its own optimizer.
+
+Dimensions: B batch, H W pixels.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..data.picture_batches import PictureBatch
+from ..tokenizers.image import ImageTokenizer, to_pixels
+from .checkpointing import StepModule
+from .schedule import warmup_cosine
+
+
+class ImageTokenizerTraining(StepModule):
+    """The tokenizer, its moving average for evaluation, and its losses.
+
+    settings: the `tokenizer` part of the configuration; `loss`, `optimizer`, `discriminator` and `trainer` are read.
+    """
+
+    def __init__(self, tokenizer: ImageTokenizer, settings: DictConfig) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.tokenizer = tokenizer.to(memory_format=torch.channels_last)
+        self.averaged = AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(settings.trainer.ema_decay))
+        self.averaged.requires_grad_(False)
+        self.discriminator = None
+        if settings.discriminator is not None:
+            self.discriminator = PatchDiscriminator(settings.discriminator.channels, settings.discriminator.layers)
+        self.settings = settings
+        self.shown: dict[str, float] = {}
+
+    @property
+    def evaluated(self) -> ImageTokenizer:
+        """The tokenizer with averaged weights; the codebook is an average already."""
+        module = self.averaged.module
+        assert isinstance(module, ImageTokenizer)
+        return module
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        settings = self.settings.optimizer
+        fused = self.device.type in ("cpu", "cuda")
+
+        def adamw(parameters: Any, learning_rate: float) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(
+                parameters,
+                lr=learning_rate,
+                betas=(settings.beta1, settings.beta2),
+                weight_decay=settings.weight_decay,
+                fused=fused,
+            )
+
+        optimizers = [adamw(self.tokenizer.parameters(), settings.learning_rate)]
+        if self.discriminator is not None:
+            optimizers.append(adamw(self.discriminator.parameters(), self.settings.discriminator.learning_rate))
+        return optimizers
+
+    def training_step(self, batch: PictureBatch, batch_idx: int) -> None:
+        optimizers = self.optimizers()
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        factor = warmup_cosine(
+            self.step,
+            self.settings.optimizer.warmup_steps,
+            self.settings.trainer.max_steps,
+            self.settings.optimizer.final_ratio,
+        )
+        pictures = batch.pictures
+        if self.settings.trainer.flip:
+            mirrored = torch.rand(len(pictures), device=pictures.device) < 0.5
+            pictures = torch.where(mirrored[:, None, None, None], pictures.flip(2), pictures)
+        pixels = to_pixels(pictures)
+        decoded = self.generator_step(optimizers[0], pixels, self.settings.optimizer.learning_rate * factor)
+        if self.discriminator is not None and self.step >= self.settings.discriminator.start_step:
+            rate = self.settings.discriminator.learning_rate * factor
+            self.discriminator_step(optimizers[1], pixels, decoded.detach(), rate)
+
+    def generator_step(self, optimizer: Any, pixels: Tensor, learning_rate: float) -> Tensor:
+        """One step of encoder, codebook and decoder; the decoded pixels."""
+        weights = self.settings.loss
+        quantized = self.tokenizer.quantize(pixels)
+        decoded = self.tokenizer.decoder(quantized.codes)
+        l1, l2 = F.l1_loss(decoded, pixels), F.mse_loss(decoded, pixels)
+        loss = weights.l1 * l1 + weights.l2 * l2 + weights.quantizer * quantized.loss
+        logged = {"l1": l1, "l2": l2, "quantizer": quantized.loss, **quantized.stats}
+        if self.discriminator is not None and self.step >= self.settings.discriminator.start_step:
+            with _frozen(self.discriminator):
+                adversarial = -self.discriminator(decoded).mean()
+            weight = self._adversarial_weight(loss, adversarial)
+            loss = loss + weight * adversarial
+            logged |= {"adversarial": adversarial, "adversarial_weight": weight}
+        self._update(optimizer, loss, self.tokenizer, learning_rate)
+        self.averaged.update_parameters(self.tokenizer)
+        if self.step % self.settings.trainer.log_every_n_steps == 0:
+            self.shown = {"loss": float(loss.detach()), "usage": float(quantized.stats["usage"])}
+            self._log({"loss": loss, "learning_rate": learning_rate, **logged})
+        return decoded
+
+    def discriminator_step(self, optimizer: Any, real: Tensor, decoded: Tensor, learning_rate: float) -> None:
+        """One step of the discriminator with the hinge loss (https://arxiv.org/abs/1705.02894)."""
+        assert self.discriminator is not None
+        loss = F.relu(1 - self.discriminator(real)).mean() + F.relu(1 + self.discriminator(decoded)).mean()
+        self._update(optimizer, loss, self.discriminator, learning_rate)
+        if self.step % self.settings.trainer.log_every_n_steps == 0:
+            self._log({"discriminator": loss})
+
+    def _adversarial_weight(self, loss: Tensor, adversarial: Tensor) -> Tensor:
+        """VQGAN, equation 7: the gradients at the decoder's last layer are made equally long, up to a factor."""
+        layer = self.tokenizer.decoder.last_layer
+        (pull,) = torch.autograd.grad(loss, layer, retain_graph=True)
+        (push,) = torch.autograd.grad(adversarial, layer, retain_graph=True)
+        ratio = (pull.norm() / (push.norm() + 1e-6)).clamp(max=1e4)
+        return self.settings.discriminator.weight * ratio.detach()
+
+    def _update(self, optimizer: Any, loss: Tensor, module: nn.Module, learning_rate: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        nn.utils.clip_grad_norm_(module.parameters(), self.settings.optimizer.gradient_clip)
+        optimizer.step()
+
+    def _log(self, values: dict[str, Any]) -> None:
+        scalars = {f"train/{name}": float(torch.as_tensor(value).detach()) for name, value in values.items()}
+        for logger in self.loggers:
+            logger.log_metrics(scalars, step=self.step + 1)
+
+
+class PatchDiscriminator(nn.Sequential):
+    """Pixels [B, 3, H, W] -> a score for each patch, higher is more real (pix2pix, https://arxiv.org/abs/1611.07004)."""
+
+    def __init__(self, channels: int, layers: int) -> None:
+        blocks: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for level in range(1, layers):
+            before, after = channels * 2 ** (level - 1), channels * 2**level
+            blocks += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.GroupNorm(8, after), nn.LeakyReLU(0.2)]
+        super().__init__(*blocks, nn.Conv2d(channels * 2 ** (layers - 1), 1, 3, padding=1))
+
+
+@contextlib.contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """Within it a module's parameters take no gradients."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)

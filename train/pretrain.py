@@ -1,0 +1,242 @@
+"""`make pretrain`: tokens -> a run folder with a trained decoder, its export, its numbers and pictures it drew.
+
+1. the tokens of this configuration, made if they are lacking, with tokenizers and shards
+2. the run of this configuration on these tokens; a finished one is returned at once
+3. training from the last checkpoint on
+4. export/, a folder that `from_pretrained` loads
+5. metrics.json with held-out numbers, samples.png
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from torch.utils.data import DataLoader, IterableDataset
+
+from ..data.artefact import publish_folder
+from ..data.evaluation_batches import EvaluationBatches
+from ..data.kinds import WORDS_TO_PICTURE
+from ..data.loader import Loader, LoaderConfig
+from ..data.packing import PackedBatch
+from ..data.tokens import TokenDataset
+from ..model.bundle import Omnigram
+from ..model.card import Card
+from ..model.configuration import OmnigramConfig
+from ..model.decoder import OmnigramForCausalLM
+from ..model.generation.choice import Sampling
+from ..tokenizers.image import ImageTokenizer
+from ..tokenizers.text import TextTokenizer
+from .checkpointing import Checkpoints, Seeding, load_step
+from .machine import make_trainer, prepare
+from .pictures_page import contact_sheet
+from .pretraining import Pretraining, bits_by_modality
+from .progress import TrainingProgress
+from .runs import Run, open_run, write_config
+from .tokenizer import IMAGE_MODEL, TEXT_MODEL, tokenizer_run
+from .tokens import make_tokens
+
+EXPORT, SAMPLES = "export", "samples"
+# settings of the trainer that change how a run is watched, not what it makes
+WATCHING = (
+    "log_every_n_steps",
+    "validate_every_n_steps",
+    "validation_documents",
+    "sample_pictures",
+    "checkpoint_every_n_steps",
+)
+
+
+def pretrain(config: DictConfig) -> Path:
+    """Pre-train the decoder that `config.model` describes on `config.data`, unless that is done; the run folder."""
+    folder = make_tokens(config)
+    prepare(config)
+    tokens = TokenDataset(folder, "train")
+    made_from = _made_from(config, tokens)
+    model_name = _chosen_model(config)
+    with open_run(config.pretrain.runs, f"{config.data.name}-{model_name}", made_from) as run:
+        if run.finished:
+            return run.folder
+        write_config(run, OmegaConf.to_yaml(config, resolve=True))
+        module = _train(run, config, tokens, tokenizer_run(config))
+        if not (run.folder / EXPORT).exists():
+            with publish_folder(run.folder / EXPORT) as partial:
+                bundle(module.model, tokens, tokenizer_run(config), config).save_pretrained(partial)
+        from .pretrain_metrics import evaluate_pretraining
+
+        measured = evaluate_pretraining(run.folder / EXPORT, folder, run.folder, config)
+        seconds, seen = float(module.seconds), (module.data_state or {}).get("seen", {})
+        training = {
+            "train_seconds": round(seconds, 1),
+            "train_tokens": seen.get("tokens", 0),
+            "train_documents": seen.get("documents", 0),
+            "tokens_per_second": round(seen.get("tokens", 0) / max(seconds, 1e-9), 1),
+            "parameters": sum(p.numel() for p in module.model.parameters()),
+            "seed": config.seed,
+        }
+        run.finish({**measured, **training})
+        console = Console(stderr=True)
+        console.print(f"{run.folder}: see {run.folder / 'samples.png'}", highlight=False, soft_wrap=True)
+    return run.folder
+
+
+def _chosen_model(config: DictConfig) -> str:
+    """The name that `model=` was given; a model without one is named after its width and depth."""
+    return str(config.get("model_name") or f"d{config.model.hidden_size}x{config.model.num_hidden_layers}")
+
+
+def _made_from(config: DictConfig, tokens: TokenDataset) -> dict[str, Any]:
+    parts = {
+        name: OmegaConf.to_container(config[name], resolve=True) for name in ("model", "loader", "loss", "optimizer")
+    }
+    trainer = OmegaConf.to_container(config.trainer, resolve=True)
+    assert isinstance(trainer, dict)
+    kept = {name: value for name, value in trainer.items() if name not in WATCHING}
+    sampling = OmegaConf.to_container(config.sampling, resolve=True)
+    return {**parts, "trainer": kept, "sampling": sampling, "tokens": tokens.identity, "seed": config.seed}
+
+
+def model_config(config: DictConfig, tokens: TokenDataset) -> OmnigramConfig:
+    """The decoder's configuration, its vocabulary filled in from the tokens.
+
+    ValueError if a published model fixes another vocabulary, or a document cannot fit its positions.
+    """
+    vocabulary = tokens.vocabulary
+    if not OmegaConf.is_missing(config.model, "vocab_size") and config.model.vocab_size != vocabulary.size:
+        raise ValueError(
+            f"this model has {config.model.vocab_size} ids, the tokens {vocabulary.size}: set model.vocab_size=???"
+        )
+    settings = {"vocab_size": vocabulary.size}
+    for name in ("pad", "bos", "eos"):
+        settings[f"{name}_token_id"] = vocabulary.id(name)
+    made = instantiate(config.model, **settings)
+    if config.loader.length > made.max_position_embeddings:
+        raise ValueError(
+            f"loader.length={config.loader.length} is more than model.max_position_embeddings="
+            f"{made.max_position_embeddings}: lower the one or raise the other"
+        )
+    return made
+
+
+def bundle(model: OmnigramForCausalLM, tokens: TokenDataset, run: Path, config: DictConfig) -> Omnigram:
+    """The decoder with the tokenizers of a run: what is exported."""
+    image = ImageTokenizer.from_pretrained(run / IMAGE_MODEL).to(model.device)
+    record = tokens.record
+    sizes = record["splits"]["train"].get("grids") or {}
+    shapes = tuple(tuple(int(side) for side in name.split("x")) for name in sorted(sizes, key=lambda n: -sizes[n]))
+    card = Card(
+        prompt_template=record["prompt_template"],
+        styles=tuple(record["styles"]),
+        sizes=shapes,  # pyright: ignore[reportArgumentType]
+        sampling={name: Sampling(**settings) for name, settings in config.sampling.items()},
+    )
+    return Omnigram(model, tokens.vocabulary, TextTokenizer.load(run / TEXT_MODEL), image, card)
+
+
+class _Batches(IterableDataset[PackedBatch]):
+    """A loader that begins where the module's checkpoint ended."""
+
+    def __init__(self, tokens: TokenDataset, config: DictConfig, module: Pretraining) -> None:
+        self.tokens, self.config, self.module = tokens, config, module
+
+    def __iter__(self) -> Any:
+        settings = OmegaConf.to_container(self.config.loader, resolve=True)
+        assert isinstance(settings, dict)
+        loss = self.config.loss
+        options = LoaderConfig(
+            **settings, seed=self.config.seed, loss_weights=dict(loss.weights), partitioned=loss.partitioned
+        )
+        return iter(Loader(self.tokens, self.tokens.grammar(), options, state=self.module.data_state))
+
+
+def _train(run: Run, config: DictConfig, tokens: TokenDataset, tokenizers: Path) -> Pretraining:
+    """Train to the last step, from the newest checkpoint on."""
+    torch.manual_seed(config.seed)
+    model = OmnigramForCausalLM(model_config(config, tokens))
+    module = Pretraining(model, tokens.vocabulary, config)
+    checkpoint, steps = run.newest_checkpoint(), config.trainer.max_steps
+    if checkpoint is not None and load_step(checkpoint) >= steps:
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        module.load_state_dict(saved["state_dict"])
+        module.on_load_checkpoint(saved)
+        return module
+    callbacks: list[Callback] = [
+        Seeding(config.seed),
+        Checkpoints(run.checkpoints, config.trainer.checkpoint_every_n_steps, steps),
+        TrainingProgress("pre-training", steps),
+        HeldOut(tokens, tokenizers, run.folder, config),
+    ]
+    if config.trainer.compile:
+        model.model.compile(dynamic=False)
+    trainer = make_trainer(config, run, callbacks, load_step(checkpoint))
+    loader = DataLoader(_Batches(tokens, config, module), batch_size=None)
+    trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+    return module
+
+
+class HeldOut(Callback):
+    """Now and then: bits of each modality on held-out splits, and a grid of pictures drawn from words."""
+
+    SPLITS = ("val", "heldout_style")
+
+    def __init__(self, tokens: TokenDataset, tokenizers: Path, folder: Path, config: DictConfig) -> None:
+        self.tokens, self.tokenizers, self.folder, self.config = tokens, tokenizers, folder, config
+        self.heldout = {
+            split: TokenDataset(tokens.folder, split) for split in self.SPLITS if split in tokens.record["splits"]
+        }
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Pretraining, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = pl_module.step
+        if step % self.config.trainer.validate_every_n_steps:
+            return
+        pl_module.model.eval()
+        with torch.no_grad():
+            for split, dataset in self.heldout.items():
+                values = {f"{split}/bits_{name}": bits for name, bits in self._bits(pl_module, dataset).items()}
+                for logger in trainer.loggers:
+                    logger.log_metrics(values, step=step)
+            self._draw(trainer, pl_module, step)
+        pl_module.model.train()
+
+    def _bits(self, module: Pretraining, dataset: TokenDataset) -> dict[str, float]:
+        batches = EvaluationBatches(
+            dataset,
+            dataset.grammar(),
+            WORDS_TO_PICTURE,
+            rows=16,
+            limit=self.config.trainer.validation_documents,
+            partitioned=self.config.loss.partitioned,
+        )
+        found: dict[str, list[float]] = {}
+        for batch in batches:
+            moved = batch.to(module.device)
+            for name, bits in bits_by_modality(moved, module.loss_parts(moved), module.vocabulary).items():
+                found.setdefault(name, []).append(bits)
+        return {name: sum(values) / len(values) for name, values in found.items()}
+
+    def _draw(self, trainer: Trainer, module: Pretraining, step: int) -> None:
+        number = min(self.config.trainer.sample_pictures, len(self.tokens))
+        if not number:
+            return
+        made = bundle(module.model, self.tokens, self.tokenizers, self.config)
+        captions: list[str] = []
+        for index in torch.linspace(0, len(self.tokens) - 1, number).long().tolist():
+            segments = [s for s in self.tokens[index].segments if s.modality == "text"]
+            if segments:
+                captions.append(made.text_tokenizer.decode(segments[0].codes.tolist()))
+        if not captions:
+            return
+        page = contact_sheet(made.draw(captions, seed=self.config.seed), captions)
+        (self.folder / SAMPLES).mkdir(exist_ok=True)
+        page.save(self.folder / SAMPLES / f"step-{step:08d}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                grid = torch.frombuffer(bytearray(page.tobytes()), dtype=torch.uint8)
+                grid = grid.reshape(page.height, page.width, 3)
+                logger.experiment.add_image("samples", grid, step, dataformats="HWC")

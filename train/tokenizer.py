@@ -1,0 +1,213 @@
+"""`make tokenizer`: shards -> a run folder with the text tokenizer, the image tokenizer and what they are worth.
+
+1. the run of this configuration on this data set; a finished one is returned at once
+2. text.model: SentencePiece on the texts of the train split
+3. image/: trained from the last checkpoint on, then the averaged weights
+4. metrics.json with held-out numbers, reconstructions.png
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from rich.console import Console
+from torch.utils.data import DataLoader
+
+from ..data.artefact import atomic_write, publish_folder
+from ..data.picture_batches import Pictures, PictureStream
+from ..data.shards import read_shard
+from ..tokenizers.convolutional import NetworkConfig
+from ..tokenizers.image import ImageTokenizer, to_pixels, to_uint8
+from ..tokenizers.quantizer import QuantizerConfig
+from ..tokenizers.text import TextTokenizer
+from .checkpointing import Checkpoints, Seeding, load_step
+from .image_tokenizer import ImageTokenizerTraining
+from .machine import make_trainer, prepare
+from .pictures_page import contact_sheet
+from .progress import TrainingProgress
+from .runs import Run, open_run, write_config
+from .shards import make_shards
+from .tokenizer_metrics import measure_codebook, measure_reconstruction
+
+TEXT_MODEL, IMAGE_MODEL = "text.model", "image"  # in the folder of a run
+GRID = "reconstructions.png"
+GRID_PICTURES = 32
+# settings of the trainer that change how a run is watched, not what it makes
+WATCHING = ("log_every_n_steps", "validate_every_n_steps", "checkpoint_every_n_steps", "evaluation_batch_size")
+
+
+def make_tokenizer(config: DictConfig) -> Path:
+    """Train the tokenizers that `config.tokenizer` describes on `config.data`, unless that is done; the run folder."""
+    folder = make_shards(config)
+    prepare(config)
+    settings = config.tokenizer
+    sizes = (
+        int(settings.pictures.resolution),
+        NetworkConfig(**settings.network).patch,
+        float(settings.pictures.max_ratio),
+    )
+    pictures = Pictures(folder, "train", *sizes)
+    with open_run(settings.runs, f"{config.data.name}-{settings.name}", _made_from(config, pictures)) as run:
+        if run.finished:
+            return run.folder
+        write_config(run, OmegaConf.to_yaml(config, resolve=True))
+        console = Console(stderr=True)
+        text = _text_tokenizer(run, folder, pictures.record, settings, console)
+        validation = Pictures(folder, "val", *sizes) if "val" in pictures.record["splits"] else None
+        module, seconds = _train(run, config, pictures, validation)
+        tokenizer = module.evaluated.eval()
+        if not (run.folder / IMAGE_MODEL).exists():
+            with publish_folder(run.folder / IMAGE_MODEL) as partial:
+                tokenizer.save_pretrained(partial)
+        metrics = evaluate_tokenizer(run.folder, folder, config)
+        run.finish({**metrics, "text_vocabulary": text.size, "train_seconds": round(seconds, 1), "seed": config.seed})
+        console.print(
+            f"{run.folder}: psnr {metrics['psnr']:.2f} dB, ssim {metrics['ssim']:.3f}, "
+            f"codebook usage {metrics['codebook_usage']:.1%}, see {run.folder / GRID}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    return run.folder
+
+
+def tokenizer_run(config: DictConfig) -> Path:
+    """The run whose tokenizers make the tokens: what `tokens.tokenizer` names, or the one of `config.tokenizer`."""
+    return Path(config.tokens.tokenizer) if config.tokens.tokenizer else make_tokenizer(config)
+
+
+def _made_from(config: DictConfig, pictures: Pictures) -> dict[str, Any]:
+    settings = OmegaConf.to_container(config.tokenizer, resolve=True)
+    assert isinstance(settings, dict)
+    del settings["runs"]
+    settings["trainer"] = {name: value for name, value in settings["trainer"].items() if name not in WATCHING}
+    return {"dataset": pictures.record["identity"], "tokenizer": settings, "seed": config.seed}
+
+
+def _text_tokenizer(
+    run: Run, folder: Path, record: dict[str, Any], settings: DictConfig, console: Console
+) -> TextTokenizer:
+    path = run.folder / TEXT_MODEL
+    if not path.exists():
+        with console.status("text tokenizer"):
+            shards = [folder / shard["file"] for shard in record["splits"]["train"]["shards"]]
+            text = TextTokenizer.train(_texts(shards), settings.text.vocab_size, settings.text.character_coverage)
+        atomic_write(path, text.model)
+    return TextTokenizer.load(path)
+
+
+def _texts(shards: list[Path]) -> Iterator[str]:
+    """Every text of the shards, with its other wordings."""
+    for shard in shards:
+        for document in read_shard(shard):
+            for segment in document.segments:
+                if segment.modality == "text":
+                    yield segment.text
+                    yield from segment.alternatives
+
+
+def _train(
+    run: Run, config: DictConfig, pictures: Pictures, validation: Pictures | None
+) -> tuple[ImageTokenizerTraining, float]:
+    """Train to the last step, from the newest checkpoint; the module and the seconds of training, stops left out."""
+    settings = config.tokenizer
+    steps = settings.trainer.max_steps
+    torch.manual_seed(config.seed)
+    tokenizer = ImageTokenizer(NetworkConfig(**settings.network), QuantizerConfig(**settings.quantizer))
+    module = ImageTokenizerTraining(tokenizer, settings)
+    checkpoint = run.newest_checkpoint()
+    if checkpoint is not None and load_step(checkpoint) >= steps:
+        module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+        return module, float(module.seconds)
+    stream = PictureStream(pictures, settings.trainer.batch_size, config.seed, lambda: module.data_state)
+    callbacks: list[Callback] = [
+        Seeding(config.seed),
+        CodebookStart(pictures, settings.trainer.init_pictures),
+        Checkpoints(run.checkpoints, settings.trainer.checkpoint_every_n_steps, steps),
+        TrainingProgress("image tokenizer", steps),
+    ]
+    if validation is not None:
+        callbacks.append(Reconstructions(validation, run.folder, settings.trainer))
+    trainer = make_trainer(config, run, callbacks, load_step(checkpoint))
+    trainer.fit(module, DataLoader(stream, batch_size=None), ckpt_path=checkpoint, weights_only=True)
+    return module, float(module.seconds)
+
+
+class CodebookStart(Callback):
+    """Before the first step: k-means over the vectors of many pictures, since one batch has too few for a codebook."""
+
+    def __init__(self, pictures: Pictures, number: int) -> None:
+        self.pictures, self.number = pictures, number
+
+    def on_train_start(self, trainer: Trainer, pl_module: ImageTokenizerTraining) -> None:
+        if pl_module.step:
+            return
+        spread = torch.linspace(0, len(self.pictures) - 1, min(self.number, len(self.pictures))).long().tolist()
+        by_size: dict[tuple[int, ...], list[torch.Tensor]] = {}
+        for index in spread:
+            picture = torch.from_numpy(self.pictures[index].copy())
+            by_size.setdefault(tuple(picture.shape), []).append(picture)
+        largest = max(by_size.values(), key=len)
+        with torch.no_grad():
+            pl_module.tokenizer.quantize(to_pixels(torch.stack(largest)).to(pl_module.device))
+
+
+class Reconstructions(Callback):
+    """Now and then: held-out PSNR and usage, and a grid of pictures above their reconstructions."""
+
+    def __init__(self, pictures: Pictures, folder: Path, settings: DictConfig) -> None:
+        self.pictures, self.folder, self.settings = pictures, folder, settings
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: ImageTokenizerTraining, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = pl_module.step
+        if step % self.settings.validate_every_n_steps:
+            return
+        tokenizer = pl_module.evaluated.eval()
+        batches = list(self.pictures.batches(self.settings.evaluation_batch_size))
+        measured = measure_reconstruction(tokenizer, batches, pl_module.device)
+        page = reconstruction_page(tokenizer, self.pictures, pl_module.device)
+        for logger in trainer.loggers:
+            logger.log_metrics({f"val/{name}": measured[name] for name in ("psnr", "ssim", "drift")}, step=step)
+            if isinstance(logger, TensorBoardLogger):
+                grid = torch.frombuffer(bytearray(page.tobytes()), dtype=torch.uint8)
+                grid = grid.reshape(page.height, page.width, 3)
+                logger.experiment.add_image("val/reconstructions", grid, step, dataformats="HWC")
+
+
+def reconstruction_page(tokenizer: ImageTokenizer, pictures: Pictures, device: torch.device | str) -> Image.Image:
+    """Pictures spread over the split, each beside its reconstruction."""
+    spread = torch.linspace(0, len(pictures) - 1, min(GRID_PICTURES, len(pictures))).long().tolist()
+    shown: list[Image.Image] = []
+    for index in spread:
+        picture = torch.from_numpy(pictures[index].copy())[None]
+        decoded = to_uint8(tokenizer.decode(tokenizer.encode(to_pixels(picture).to(device))))
+        shown += [Image.fromarray(picture[0].numpy()), Image.fromarray(decoded[0].cpu().numpy())]
+    return contact_sheet(shown, columns=16)
+
+
+def evaluate_tokenizer(run: Path, dataset: Path, config: DictConfig) -> dict[str, Any]:
+    """The numbers of a trained tokenizer on held-out concepts (test), and a page of their reconstructions.
+
+    Codes are counted over the held-out and the training pictures together.
+    """
+    settings = config.tokenizer
+    device = prepare(config)
+    tokenizer = ImageTokenizer.from_pretrained(run / IMAGE_MODEL).to(device)
+    sizes = (int(settings.pictures.resolution), tokenizer.patch, float(settings.pictures.max_ratio))
+    train = Pictures(dataset, "train", *sizes)
+    name = next((split for split in ("test", "val") if split in train.record["splits"]), "train")
+    heldout = train if name == "train" else Pictures(dataset, name, *sizes)
+    size = settings.trainer.evaluation_batch_size
+    measured = measure_reconstruction(tokenizer, heldout.batches(size), device)
+    both = (batch for pictures in ({id(p): p for p in (heldout, train)}.values()) for batch in pictures.batches(size))
+    measured |= measure_codebook(tokenizer, both, device)
+    page = reconstruction_page(tokenizer, heldout, device)
+    atomic_write(run / GRID, lambda file: page.save(file, format="PNG"))
+    parameters = sum(parameter.numel() for parameter in tokenizer.parameters())
+    return {**measured, "split": name, "parameters": parameters, "identity_of_image_tokenizer": tokenizer.identity}
