@@ -1,4 +1,4 @@
-"""Training of the image tokenizer: reconstruction, commitment, and a discriminator where it is configured."""
+"""Training of the image tokenizer: reconstruction, commitment, and a discriminator where it is configured.
 
 VQGAN (https://arxiv.org/abs/2012.09841, section 3.1) with pixel losses. Optimisation is manual: `generator_step`
 trains encoder, codebook and decoder, `discriminator_step` the discriminator, each with its own optimizer.
