@@ -219,7 +219,7 @@ def test_compiled_trunk_is_one_graph_and_equal() -> None:
 def test_gradient_checkpointing_changes_no_gradient() -> None:
     model = tiny()
     plain = losses(model.train(), "sdpa")
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     checkpointed = losses(model, "sdpa")
     for name, value in plain.items():
         torch.testing.assert_close(checkpointed[name], value, msg=name)

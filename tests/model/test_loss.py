@@ -138,7 +138,7 @@ def test_only_one_chunk_of_logits_is_alive(monkeypatch: pytest.MonkeyPatch) -> N
     head = torch.randn(vocabulary, WIDTH, requires_grad=True)
     with torch.autograd.profiler.profile(profile_memory=True) as profile:
         weighted_cross_entropy(hidden, head, torch.arange(tokens), torch.ones(tokens), chunk=chunk).loss.backward()
-    events = profile.function_events
+    events = profile.function_events  # pyright: ignore
     assert events
     largest = max(event.cpu_memory_usage for event in events)
     assert largest < 4 * tokens * vocabulary / 2  # half of all logits, though gradients of the head are counted too
