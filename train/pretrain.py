@@ -7,6 +7,7 @@
 5. metrics.json with held-out numbers, samples.png
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from ..tokenizers.text import TextTokenizer
 from .checkpointing import Checkpoints, Seeding, load_step
 from .machine import make_trainer, prepare
 from .pictures_page import contact_sheet
+from .pretrain_metrics import EvaluationSettings, evaluate_pretraining
 from .pretraining import Pretraining, bits_by_modality
 from .progress import TrainingProgress
 from .runs import Run, open_run, write_config
@@ -66,9 +68,7 @@ def pretrain(config: DictConfig) -> Path:
         if not (run.folder / EXPORT).exists():
             with publish_folder(run.folder / EXPORT) as partial:
                 bundle(module.model, tokens, tokenizer_run(config), config).save_pretrained(partial)
-        from .pretrain_metrics import evaluate_pretraining
-
-        measured = evaluate_pretraining(run.folder / EXPORT, folder, run.folder, config)
+        measured = measure(run.folder, folder, config)
         seconds, seen = float(module.seconds), (module.data_state or {}).get("seen", {})
         training = {
             "train_seconds": round(seconds, 1),
@@ -82,6 +82,12 @@ def pretrain(config: DictConfig) -> Path:
         console = Console(stderr=True)
         console.print(f"{run.folder}: see {run.folder / 'samples.png'}", highlight=False, soft_wrap=True)
     return run.folder
+
+
+def measure(run: Path, tokens: Path, config: DictConfig) -> dict[str, Any]:
+    """The numbers of an export on the held-out splits of its tokens, and the pages of samples beside it."""
+    model = Omnigram.from_pretrained(run / EXPORT, device=prepare(config))
+    return evaluate_pretraining(model, tokens, EvaluationSettings(**config.evaluation), out=run)
 
 
 def _chosen_model(config: DictConfig) -> str:
@@ -143,7 +149,7 @@ class _Batches(IterableDataset[PackedBatch]):
     def __init__(self, tokens: TokenDataset, config: DictConfig, module: Pretraining) -> None:
         self.tokens, self.config, self.module = tokens, config, module
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[PackedBatch]:
         settings = OmegaConf.to_container(self.config.loader, resolve=True)
         assert isinstance(settings, dict)
         loss = self.config.loss

@@ -1,0 +1,144 @@
+"""The image tokenizer: shapes, laws of encode and decode, training, and files that are damaged."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from omnigram.tokenizers.convolutional import NetworkConfig
+from omnigram.tokenizers.image import ImageTokenizer, to_pixels, to_uint8
+from omnigram.tokenizers.quantizer import Quantizer, QuantizerConfig, perplexity
+
+
+def made(spatial_norm: bool = False, cosine: bool = False, codebook_size: int = 32) -> ImageTokenizer:
+    torch.manual_seed(0)
+    network = NetworkConfig(2, (8, 16), (1, 1), (1, 1), spatial_norm)
+    quantizer = QuantizerConfig(codebook_size, 4, 0.9, 0.25, cosine, 0.0)
+    tokenizer = ImageTokenizer(network, quantizer)
+    tokenizer.train()
+    tokenizer.quantize(torch.rand(8, 3, 32, 32) * 2 - 1)  # the first batch gives the codebook
+    return tokenizer.eval()
+
+
+@pytest.mark.parametrize("spatial_norm", [False, True])
+@given(height=st.integers(1, 5), width=st.integers(1, 5), batch=st.integers(1, 3))
+def test_codes_and_pictures_have_the_shapes_of_each_other(spatial_norm: bool, height: int, width: int, batch: int):
+    tokenizer = made(spatial_norm)
+    pixels = torch.rand(batch, 3, height * 4, width * 4) * 2 - 1
+    codes = tokenizer.encode(pixels)
+    assert tokenizer.patch == 4
+    assert codes.shape == (batch, height, width)
+    assert codes.dtype == torch.int64
+    assert 0 <= int(codes.min()) <= int(codes.max()) < tokenizer.codebook_size
+    decoded = tokenizer.decode(codes)
+    assert decoded.shape == pixels.shape
+    assert decoded.abs().max() <= 1
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_ids_name_the_nearest_code_and_look_it_up(cosine: bool):
+    tokenizer = made(cosine=cosine)
+    vectors = tokenizer.encoder(torch.rand(4, 3, 16, 16) * 2 - 1)
+    if cosine:
+        vectors = torch.nn.functional.normalize(vectors, dim=1)
+    quantized = tokenizer.quantizer(vectors)
+    flat = vectors.movedim(1, -1).reshape(-1, 4)
+    nearest = torch.cdist(flat, tokenizer.quantizer.codebook).argmin(1)  # brute force
+    assert torch.equal(quantized.ids.flatten(), nearest)
+    torch.testing.assert_close(tokenizer.quantizer.lookup(quantized.ids), quantized.codes)
+
+
+def test_a_row_of_a_batch_does_not_depend_on_the_others():
+    tokenizer = made()
+    pixels = torch.rand(5, 3, 16, 16) * 2 - 1
+    alone = torch.cat([tokenizer.encode(picture[None]) for picture in pixels])
+    assert torch.equal(tokenizer.encode(pixels), alone)
+
+
+def test_gradients_pass_the_quantizer_and_only_training_moves_the_codebook():
+    tokenizer = made()
+    pixels = torch.rand(2, 3, 16, 16) * 2 - 1
+    before = tokenizer.quantizer.codebook.clone()
+    tokenizer.encode(pixels)
+    assert torch.equal(tokenizer.quantizer.codebook, before)
+    tokenizer.train()
+    quantized = tokenizer.quantize(pixels)
+    assert not torch.equal(tokenizer.quantizer.codebook, before)
+    tokenizer.decoder(quantized.codes).square().mean().backward()
+    first = tokenizer.encoder.layers[1].weight.grad
+    assert first is not None
+    assert first.abs().sum() > 0
+
+
+def test_the_commitment_pulls_the_encoder_by_its_weight():
+    """d/dz of weight * mean((z - code)^2) = 2 * weight * (z - code) / numel: the right term carries the weight."""
+    torch.manual_seed(0)
+    quantizer = Quantizer(QuantizerConfig(8, 3, 0.9, 0.25, False, 0.0))
+    quantizer(torch.randn(4, 3, 4, 4))
+    vectors = torch.randn(2, 3, 4, 4, requires_grad=True)
+    codes = quantizer.eval()(vectors).codes.detach()
+    quantizer.train()
+    quantizer(vectors).loss.backward()
+    assert vectors.grad is not None
+    torch.testing.assert_close(vectors.grad, 2 * 0.25 * (vectors.detach() - codes) / vectors.numel())
+
+
+def test_perplexity_of_even_use_is_the_number_of_codes():
+    torch.testing.assert_close(perplexity(torch.full((16,), 1 / 16)), torch.tensor(16.0))
+    torch.testing.assert_close(perplexity(torch.tensor([1.0, 0.0])), torch.tensor(1.0))
+
+
+def test_pixels_and_pictures_are_inverse():
+    pictures = torch.randint(0, 256, (2, 8, 12, 3), dtype=torch.uint8)
+    pixels = to_pixels(pictures)
+    assert pixels.min() >= -1
+    assert pixels.max() <= 1
+    assert torch.equal(to_uint8(pixels), pictures)
+
+
+def test_a_tokenizer_is_read_as_it_was_written(tmp_path: Path):
+    tokenizer = made(spatial_norm=True)
+    tokenizer.save_pretrained(tmp_path)
+    again = ImageTokenizer.from_pretrained(tmp_path)
+    assert again.identity == tokenizer.identity
+    pixels = torch.rand(2, 3, 16, 16) * 2 - 1
+    assert torch.equal(again.encode(pixels), tokenizer.encode(pixels))
+    with torch.no_grad():
+        next(again.parameters()).add_(1e-3)
+    assert again.identity != tokenizer.identity
+
+
+def test_damaged_files_are_named_in_one_line(tmp_path: Path):
+    tokenizer = made()
+    for damage, named in (("config.json", "config.json"), ("model.safetensors", "model.safetensors")):
+        folder = tmp_path / damage
+        tokenizer.save_pretrained(folder)
+        (folder / damage).write_bytes(b"{}")
+        with pytest.raises(ValueError, match=named) as caught:
+            ImageTokenizer.from_pretrained(folder)
+        assert "\n" not in str(caught.value)
+        (folder / damage).unlink()
+        with pytest.raises(ValueError, match="is missing"):
+            ImageTokenizer.from_pretrained(folder)
+    folder = tmp_path / "other"
+    tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "config.json").read_text())
+    settings["quantizer"]["codebook_size"] = 16
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"model\.safetensors does not hold the weights") as caught:
+        ImageTokenizer.from_pretrained(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_impossible_sizes_and_settings_are_refused():
+    tokenizer = made()
+    with pytest.raises(ValueError, match="30 x 32 pixels: sides must be multiples of 4"):
+        tokenizer.encode(torch.zeros(1, 3, 30, 32))
+    with pytest.raises(ValueError, match="not all in the codebook of 32"):
+        tokenizer.decode(torch.full((1, 2, 2), 32))
+    with pytest.raises(ValueError, match="codebook_size 1"):
+        QuantizerConfig(1, 4, 0.9, 0.25, False, 0.0)
+    with pytest.raises(ValueError, match="one number a level"):
+        NetworkConfig(4, (8, 16), (1,), (1, 1), False)

@@ -1,0 +1,65 @@
+"""kill -9 in the middle of training, then the same command: the losses and weights of a run that was never stopped."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from made_road import command, draw_pictures, overrides, run
+from safetensors.torch import load_file
+
+from omnigram.tokenizers.image import ImageTokenizer
+from omnigram.train.curves import read_curves
+
+STEPS = ["trainer.max_steps=12", "tokenizer.trainer.max_steps=12"]
+EVERY = ["trainer.log_every_n_steps=1", "tokenizer.trainer.log_every_n_steps=1"]
+
+
+def losses(curves: Path) -> list[tuple[int, float]]:
+    return sorted((step, value) for step, name, value in read_curves(curves) if name == "train/loss")
+
+
+def kill_after_a_checkpoint(step: str, arguments: list[str], folder: Path, stage: str) -> None:
+    """Start the step and kill it as soon as its stage has a checkpoint of a later step than the first."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command(step, arguments), cwd=folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 200
+    while not list(folder.glob(f"runs/{stage}/*/checkpoints/step-*.ckpt")):
+        assert process.poll() is None, process.stderr and process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not list(folder.glob(f"runs/{stage}/*/metrics.json")), "it was finished before it could be killed"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    arguments = [*overrides(draw_pictures(folder / "pictures")), *STEPS, *EVERY]
+    done = run("pretrain", arguments, folder)
+    assert done.returncode == 0, done.stderr
+    return folder, arguments
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "pretrain"])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    stage: str, undisturbed: tuple[Path, list[str]], tmp_path: Path
+):
+    whole, arguments = undisturbed
+    kill_after_a_checkpoint("pretrain", arguments, tmp_path, stage)
+    done = run("pretrain", arguments, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "goes on from step" in done.stderr
+    for other in ("tokenizer", "pretrain"):
+        expected = losses(whole / f"runs/{other}/latest/curves.csv")
+        assert [step for step, _ in expected] == list(range(1, 13))
+        assert losses(tmp_path / f"runs/{other}/latest/curves.csv") == expected
+    image = [ImageTokenizer.from_pretrained(f / "runs/tokenizer/latest/image").identity for f in (whole, tmp_path)]
+    assert image[0] == image[1]
+    weights = [load_file(f / "runs/pretrain/latest/export/model.safetensors") for f in (whole, tmp_path)]
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])

@@ -1,0 +1,116 @@
+"""Both stages from end to end at tiny size, in one process, and what the artefacts say of themselves."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from made_road import draw_pictures, overrides
+from omegaconf import DictConfig
+from PIL import Image
+from transformers import AutoModelForCausalLM
+
+from omnigram.model.bundle import Omnigram
+from omnigram.tokenizers.image import ImageTokenizer
+from omnigram.train.compose import compose_config
+from omnigram.train.curves import read_curves
+from omnigram.train.pretrain import pretrain
+from omnigram.train.tokenizer import make_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning and torch, about how they are written
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DictConfig]:
+    """The folder of a finished road and its configuration."""
+    folder = tmp_path_factory.mktemp("road")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        config = compose_config(overrides(draw_pictures(folder / "pictures")))
+        run = pretrain(config)
+        return folder / run, config
+
+
+def contents(folder: Path) -> dict[str, float]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime for path in folder.rglob("*") if path.is_file()}
+
+
+def test_each_step_leaves_what_the_design_says(road: tuple[Path, DictConfig]):
+    run, _ = road
+    root = run.parent.parent.parent
+    tokenizer = root / "runs/tokenizer/latest"
+    for name in ("text.model", "image/config.json", "image/model.safetensors", "reconstructions.png", "config.yaml"):
+        assert (tokenizer / name).is_file(), name
+    for name in ("export/config.json", "export/model.safetensors", "samples.png", "metrics.json", "config.yaml"):
+        assert (run / name).is_file(), name
+    assert (root / "runs/pretrain/latest").resolve() == run.resolve()
+    assert not list(root.rglob("*.partial"))
+    numbers = json.loads((tokenizer / "metrics.json").read_text())
+    assert {"psnr", "ssim", "codebook_usage", "codebook_perplexity", "train_seconds", "seed"} <= numbers.keys()
+    assert 0 < numbers["codebook_usage"] <= 1
+    numbers = json.loads((run / "metrics.json").read_text())
+    wanted = {
+        "bits_per_picture",
+        "bits_per_character",
+        "retrieval_top1_train",
+        "retrieval_top5_train",
+        "retrieval_chance",
+        "caption_exact_train",
+        "train_seconds",
+        "tokens_per_second",
+        "parameters",
+    }
+    assert wanted <= numbers.keys()
+
+
+def test_the_same_command_changes_nothing(road: tuple[Path, DictConfig], monkeypatch: pytest.MonkeyPatch):
+    run, config = road
+    root = run.parent.parent.parent
+    before = contents(root)
+    monkeypatch.chdir(root)
+    assert (root / pretrain(config)).resolve() == run.resolve()
+    assert contents(root) == before
+
+
+def test_the_curves_hold_every_step_that_was_logged(road: tuple[Path, DictConfig]):
+    run, _ = road
+    rows = read_curves(run / "curves.csv")
+    assert {name for _, name, _ in rows} >= {"train/loss", "train/bits_image", "val/bits_image"}
+    assert all(value == value for _, _, value in rows)
+
+
+def test_the_export_loads_by_transformers_and_draws_the_same_pictures(road: tuple[Path, DictConfig]):
+    run, _ = road
+    plain = AutoModelForCausalLM.from_pretrained(run / "export")
+    model = Omnigram.from_pretrained(run / "export")
+    for (name, first), (_, second) in zip(plain.named_parameters(), model.model.named_parameters(), strict=True):
+        assert torch.equal(first, second), name
+    first = model.draw("red circle 0", n=2, seed=3)
+    again = Omnigram.from_pretrained(run / "export").draw("red circle 0", n=2, seed=3)
+    assert [picture.tobytes() for picture in first] == [picture.tobytes() for picture in again]
+    assert first[0].size == (64, 64)
+
+
+def test_tokens_of_another_tokenizer_are_another_data_set(road: tuple[Path, DictConfig]):
+    run, config = road
+    root = run.parent.parent.parent
+    tokens = [path for path in (root / "datasets").iterdir() if path.name.startswith("tiny-")]
+    assert len(tokens) == 1
+    made_from = json.loads((tokens[0] / "dataset.json").read_text())["made_from"]
+    image = ImageTokenizer.from_pretrained(root / "runs/tokenizer/latest/image")
+    assert made_from["image_tokenizer"] == image.identity
+
+
+def test_other_settings_are_another_run(road: tuple[Path, DictConfig], monkeypatch: pytest.MonkeyPatch):
+    run, config = road
+    root = run.parent.parent.parent
+    monkeypatch.chdir(root)
+    first = (root / "runs/tokenizer/latest").resolve()
+    changed = compose_config(
+        [*overrides(root / "pictures"), "tokenizer=movqgan", "tokenizer.discriminator.start_step=2"]
+    )
+    second = root / make_tokenizer(changed)
+    assert second.resolve() != first
+    assert json.loads((second / "metrics.json").read_text())["psnr"] > 0
+    with Image.open(second / "reconstructions.png") as page:
+        assert page.width > page.height > 64

@@ -1,0 +1,45 @@
+"""`make evaluate`: the numbers of a finished run again, from what it left on disk."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from ..data.artefact import atomic_write_json
+from .pretrain import EXPORT, measure
+from .runs import METRICS, finished_run
+from .tokenizer import IMAGE_MODEL, evaluate_tokenizer
+
+
+def evaluate(config: DictConfig) -> dict[str, Any]:
+    """Measure `config.evaluate.run` again on the data it was made from; its metrics.json is brought up to date.
+
+    Errors: ValueError if the folder is no finished run, or the data it was made from is gone or another.
+    """
+    run = Path(config.evaluate.run)
+    before = finished_run(run)
+    made = OmegaConf.load(run / "config.yaml")
+    assert isinstance(made, DictConfig)
+    for name in ("device", "precision", "threads"):  # of this machine, not of the one that trained
+        made[name] = config[name]
+    if (run / EXPORT).exists():
+        measured = measure(run, _tokens(run, made, before), made)
+    elif (run / IMAGE_MODEL).exists():
+        measured = evaluate_tokenizer(run, Path(made.data.folder), made)
+    else:
+        raise ValueError(f"{run} holds neither {EXPORT}/ nor {IMAGE_MODEL}/: name the folder of a finished run")
+    atomic_write_json(run / METRICS, {**before, **measured})
+    table = {name: value for name, value in measured.items() if isinstance(value, int | float)}
+    Console().print_json(json.dumps(table))
+    return measured
+
+
+def _tokens(run: Path, made: DictConfig, before: dict[str, Any]) -> Path:
+    """The token data set that a run was trained on, found by its identity beside its documents."""
+    wanted, root = before["made_from"]["tokens"], Path(made.data.folder)
+    for record in sorted(root.parent.glob(f"{root.name}-*/dataset.json")):
+        if json.loads(record.read_text(encoding="utf-8"))["identity"] == wanted:
+            return record.parent
+    raise ValueError(f"the tokens of {run} are not in {root.parent}: make them again with `omnigram tokens`")
