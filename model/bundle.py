@@ -220,9 +220,10 @@ def _decoder(folder: Path, vocabulary: Vocabulary, options: Mapping[str, Any]) -
     if size != vocabulary.size:
         raise ValueError(f"the model has {size} ids, {VOCABULARY} {vocabulary.size}: they do not belong together")
     try:
-        model, loaded = OmnigramForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+        read: Any = OmnigramForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
     except (SafetensorError, OSError, RuntimeError) as fault:
         raise ValueError(f"the weights cannot be read: {str(fault).splitlines()[0]}") from None
+    model, loaded = read
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if loaded[problem]:
             raise ValueError(f"the weights do not fit config.json: {problem} {sorted(loaded[problem])[0]}")

@@ -7,6 +7,8 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopK
 
 from omnigram.model.generation.choice import Sampling, choose, filtered, gumbel
 
+NO_IDS = torch.LongTensor()  # which these processors do not look at
+
 
 @pytest.mark.parametrize(
     ("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (0.7, 5, 1.0), (1.3, 0, 0.8), (0.9, 7, 0.6), (2.0, 99, 0.05)]
@@ -14,11 +16,11 @@ from omnigram.model.generation.choice import Sampling, choose, filtered, gumbel
 def test_filters_are_those_of_transformers(temperature: float, top_k: int, top_p: float) -> None:
     torch.manual_seed(0)
     logits = torch.randn(20, 12, dtype=torch.float64) * 3
-    scores = TemperatureLogitsWarper(temperature)(torch.empty(0), logits.clone())
+    scores = TemperatureLogitsWarper(temperature)(NO_IDS, logits.clone())
     if top_k:
-        scores = TopKLogitsWarper(top_k)(torch.empty(0), scores)
+        scores = TopKLogitsWarper(top_k)(NO_IDS, scores)
     if top_p < 1:
-        scores = TopPLogitsWarper(top_p)(torch.empty(0), scores)
+        scores = TopPLogitsWarper(top_p)(NO_IDS, scores)
     ours = filtered(logits, Sampling(temperature, top_k, top_p))
     torch.testing.assert_close(ours, scores)
 
