@@ -1,8 +1,10 @@
 """Convolutional encoder and decoder between pixels and code vectors, of any height and width.
 
 Pixels are folded into channels first (a stem of `stem` x `stem` pixels), so that nothing runs at full resolution; each
-further level halves the grid. With `spatial_norm` the decoder's norms are scaled and shifted by the quantised map, as
-in MoVQ (https://arxiv.org/abs/2209.09002, section 3.2).
+further level halves the grid. Beside each network runs a linear map between a code's patch of pixels and its vector;
+the networks start at zero, so that training starts from what `principal_components` gives the linear maps. With
+`spatial_norm` the decoder's norms are scaled and shifted by the quantised map, as in MoVQ
+(https://arxiv.org/abs/2209.09002, section 3.2).
 
 Dimensions: B batch, C channels, D codebook dimension, H W pixels, h w grid of codes.
 """
@@ -116,11 +118,13 @@ class Encoder(nn.Module):
             if level:
                 layers += [nn.PixelUnshuffle(2), nn.Conv2d(4 * widths[level - 1], width, 1)]
             layers += [ResidualBlock(width) for _ in range(blocks)]
-        layers += [RMSNorm(widths[-1]), nn.Conv2d(widths[-1], codebook_dim, 1)]
-        self.layers = nn.Sequential(*layers)
+        head = nn.Conv2d(widths[-1], codebook_dim, 1)
+        _zero(head)
+        self.layers = nn.Sequential(*layers, RMSNorm(widths[-1]), head)
+        self.linear = nn.Sequential(nn.PixelUnshuffle(config.patch), nn.Conv2d(3 * config.patch**2, codebook_dim, 1))
 
     def forward(self, pixels: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b d h w"]:
-        return self.layers(pixels)
+        return self.linear(pixels) + self.layers(pixels)
 
 
 class Decoder(nn.Module):
@@ -139,9 +143,10 @@ class Decoder(nn.Module):
             if level:
                 self.ups.append(nn.Sequential(nn.Conv2d(width, 4 * widths[level - 1], 1), nn.PixelShuffle(2)))
         self.norm = _norm(widths[0], spatial_dim)
-        self.head = nn.Sequential(
-            nn.SiLU(), nn.Conv2d(widths[0], 3 * config.stem**2, 3, padding=1), nn.PixelShuffle(config.stem)
-        )
+        last = nn.Conv2d(widths[0], 3 * config.stem**2, 3, padding=1)
+        _zero(last)
+        self.head = nn.Sequential(nn.SiLU(), last, nn.PixelShuffle(config.stem))
+        self.linear = nn.Sequential(nn.Conv2d(codebook_dim, 3 * config.patch**2, 1), nn.PixelShuffle(config.patch))
 
     @property
     def last_layer(self) -> Tensor:
@@ -155,4 +160,40 @@ class Decoder(nn.Module):
                 x = block(x, codes)
             if index < len(self.ups):
                 x = self.ups[index](x)
-        return self.head(self.norm(x, codes))
+        return self.linear(codes) + self.head(self.norm(x, codes))
+
+
+def _zero(layer: nn.Conv2d) -> None:
+    assert layer.bias is not None
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+
+
+@torch.no_grad()
+def principal_components(encoder: Encoder, decoder: Decoder, pixels: Float[Tensor, "b 3 height width"]) -> None:
+    """Let the linear maps project patches onto their leading principal components, and back.
+
+    Without a quantizer and with the networks at zero, the decoded pixels are then the best linear reconstruction of
+    `pixels` from D numbers a patch; the vectors have zero mean and unit variance over all components.
+    ValueError for fewer patches than components.
+    """
+    to_vectors, to_pixels = encoder.linear[1], decoder.linear[0]
+    assert isinstance(to_vectors, nn.Conv2d)
+    assert isinstance(to_pixels, nn.Conv2d)
+    patches = encoder.linear[0](pixels).movedim(1, -1).flatten(0, 2)
+    size = to_vectors.out_channels
+    if len(patches) < size or patches.shape[1] < size:
+        raise ValueError(
+            f"{len(patches)} patches of {patches.shape[1]} numbers have no {size} principal components: "
+            "lower quantizer.codebook_dim or give more pictures"
+        )
+    mean = patches.mean(0)
+    covariance = (patches - mean).T @ (patches - mean) / len(patches)
+    basis = torch.linalg.eigh(covariance).eigenvectors[:, -size:].flip(1).T  # largest first
+    scale = ((patches - mean) @ basis.T).std().clamp_min(1e-6)
+    assert to_vectors.bias is not None
+    assert to_pixels.bias is not None
+    to_vectors.weight.copy_((basis / scale)[:, :, None, None])
+    to_vectors.bias.copy_(-(basis @ mean) / scale)
+    to_pixels.weight.copy_((basis.T * scale)[:, :, None, None])
+    to_pixels.bias.copy_(mean)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .convolutional import Decoder, Encoder, NetworkConfig
+from .convolutional import Decoder, Encoder, NetworkConfig, principal_components
 from .quantizer import Quantized, Quantizer, QuantizerConfig
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -31,6 +31,16 @@ class ImageTokenizer(nn.Module):
         self.encoder = Encoder(network, quantizer.codebook_dim)
         self.quantizer = Quantizer(quantizer)
         self.decoder = Decoder(network, quantizer.codebook_dim)
+
+    def start_from(self, pixels: Float[Tensor, "b 3 height width"]) -> None:
+        """Begin at principal components of patches and a codebook of their k-means, in place of noise.
+
+        Of the steps that a short training has, this saves the ones that would only find that out.
+        """
+        principal_components(self.encoder, self.decoder, pixels)
+        self.train()
+        with torch.no_grad():
+            self.quantize(pixels)  # an empty codebook starts with k-means of the first vectors it sees
 
     @property
     def patch(self) -> int:

@@ -47,6 +47,11 @@ class ImageTokenizerTraining(StepModule):
         assert isinstance(module, ImageTokenizer)
         return module
 
+    def start_from(self, pixels: Tensor) -> None:
+        """Begin at what `ImageTokenizer.start_from` finds in these pixels."""
+        self.tokenizer.start_from(pixels)
+        self.averaged.module.load_state_dict(self.tokenizer.state_dict())
+
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         settings = self.settings.optimizer
         fused = self.device.type in ("cpu", "cuda")

@@ -126,7 +126,7 @@ def _train(
     stream = PictureStream(pictures, settings.trainer.batch_size, config.seed, lambda: module.data_state)
     callbacks: list[Callback] = [
         Seeding(config.seed),
-        CodebookStart(pictures, settings.trainer.init_pictures),
+        Start(pictures, settings.trainer.init_pictures),
         Checkpoints(run.checkpoints, settings.trainer.checkpoint_every_n_steps, steps),
         TrainingProgress("image tokenizer", steps),
     ]
@@ -137,8 +137,8 @@ def _train(
     return module, float(module.seconds)
 
 
-class CodebookStart(Callback):
-    """Before the first step: k-means over the vectors of many pictures, since one batch has too few for a codebook."""
+class Start(Callback):
+    """Before the first step: principal components and k-means of the patches of many pictures."""
 
     def __init__(self, pictures: Pictures, number: int) -> None:
         self.pictures, self.number = pictures, number
@@ -152,8 +152,7 @@ class CodebookStart(Callback):
             picture = torch.from_numpy(self.pictures[index].copy())
             by_size.setdefault(tuple(picture.shape), []).append(picture)
         largest = max(by_size.values(), key=len)
-        with torch.no_grad():
-            pl_module.tokenizer.quantize(to_pixels(torch.stack(largest)).to(pl_module.device))
+        pl_module.start_from(to_pixels(torch.stack(largest)).to(pl_module.device))
 
 
 class Reconstructions(Callback):

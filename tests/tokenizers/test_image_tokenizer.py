@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from omnigram.tokenizers.convolutional import NetworkConfig
+
+from omnigram.tokenizers.convolutional import NetworkConfig, principal_components
 from omnigram.tokenizers.image import ImageTokenizer, to_pixels, to_uint8
 from omnigram.tokenizers.quantizer import Quantizer, QuantizerConfig, perplexity
 
@@ -17,6 +18,8 @@ def made(spatial_norm: bool = False, cosine: bool = False, codebook_size: int = 
     network = NetworkConfig(2, (8, 16), (1, 1), (1, 1), spatial_norm)
     quantizer = QuantizerConfig(codebook_size, 4, 0.9, 0.25, cosine, 0.0)
     tokenizer = ImageTokenizer(network, quantizer)
+    for layer in (tokenizer.encoder.layers[-1], tokenizer.decoder.head[1]):  # they start at zero
+        torch.nn.init.normal_(layer.weight, std=0.1)
     tokenizer.train()
     tokenizer.quantize(torch.rand(8, 3, 32, 32) * 2 - 1)  # the first batch gives the codebook
     return tokenizer.eval()
@@ -67,9 +70,9 @@ def test_gradients_pass_the_quantizer_and_only_training_moves_the_codebook():
     quantized = tokenizer.quantize(pixels)
     assert not torch.equal(tokenizer.quantizer.codebook, before)
     tokenizer.decoder(quantized.codes).square().mean().backward()
-    first = tokenizer.encoder.layers[1].weight.grad
-    assert first is not None
-    assert first.abs().sum() > 0
+    linear = tokenizer.encoder.linear[1].weight.grad
+    assert linear is not None
+    assert linear.abs().sum() > 0
 
 
 def test_the_commitment_pulls_the_encoder_by_its_weight():
@@ -83,6 +86,22 @@ def test_the_commitment_pulls_the_encoder_by_its_weight():
     quantizer(vectors).loss.backward()
     assert vectors.grad is not None
     torch.testing.assert_close(vectors.grad, 2 * 0.25 * (vectors.detach() - codes) / vectors.numel())
+
+
+def test_training_starts_from_the_best_linear_reconstruction():
+    torch.manual_seed(0)
+    tokenizer = ImageTokenizer(
+        NetworkConfig(2, (8, 16), (1, 1), (1, 1), False), QuantizerConfig(32, 6, 0.9, 0.25, False, 0.0)
+    )
+    pixels = torch.rand(16, 3, 16, 16) * 2 - 1
+    principal_components(tokenizer.encoder, tokenizer.decoder, pixels)
+    decoded = tokenizer.decoder(tokenizer.encoder(pixels))
+    patches = torch.nn.functional.unfold(pixels, 4, stride=4).transpose(1, 2).flatten(0, 1)
+    centred = patches - patches.mean(0)
+    left = torch.linalg.svdvals(centred)[6:].square().sum() / patches.numel()  # Eckart and Young
+    torch.testing.assert_close((decoded - pixels).square().mean(), left, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="no 6 principal components"):
+        principal_components(tokenizer.encoder, tokenizer.decoder, pixels[:1, :, :4, :4])
 
 
 def test_perplexity_of_even_use_is_the_number_of_codes():
