@@ -4,7 +4,7 @@ Dimensions: H rows and W columns of codes, T ids of a text.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,7 +89,7 @@ def derangement(groups: Sequence[Hashable], seed: int) -> list[int]:
     if len(groups) < 2:
         raise ValueError(f"{len(groups)} items cannot all change places: at least two are needed")
     drawn = np.random.default_rng(seed).permutation(len(groups)).tolist()
-    rank: Callable[[int], int] = {group: place for place, group in enumerate(dict.fromkeys(groups))}.__getitem__
-    cycle = sorted(drawn, key=lambda index: rank(groups[index]))  # pyright: ignore[reportArgumentType]
+    rank = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    cycle = sorted(drawn, key=lambda index: rank[groups[index]])
     other = dict(zip(cycle, [*cycle[1:], cycle[0]], strict=True))
     return [other[index] for index in range(len(groups))]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
@@ -45,7 +45,9 @@ class Gallery(NamedTuple):
         # not by matrix products, which lose the difference of near pictures
         distances = torch.cdist(queries, self.features, compute_mode="donot_use_mm_for_euclid_dist")
         nearest = distances.topk(min(TOP, len(self.concepts)), largest=False).indices.tolist()
-        found = [[self.concepts[index] == concept for index in row] for row, concept in zip(nearest, asked, strict=True)]
+        found = [
+            [self.concepts[index] == concept for index in row] for row, concept in zip(nearest, asked, strict=True)
+        ]
         counts = Counter(self.concepts)
         return Retrieval(
             top1=_mean([row[0] for row in found]),
