@@ -92,7 +92,7 @@ def test_the_export_loads_by_transformers_and_draws_the_same_pictures(road: tupl
 
 
 def test_tokens_of_another_tokenizer_are_another_data_set(road: tuple[Path, DictConfig]):
-    run, config = road
+    run, _ = road
     root = run.parent.parent.parent
     tokens = [path for path in (root / "datasets").iterdir() if path.name.startswith("tiny-")]
     assert len(tokens) == 1
@@ -102,7 +102,7 @@ def test_tokens_of_another_tokenizer_are_another_data_set(road: tuple[Path, Dict
 
 
 def test_other_settings_are_another_run(road: tuple[Path, DictConfig], monkeypatch: pytest.MonkeyPatch):
-    run, config = road
+    run, _ = road
     root = run.parent.parent.parent
     monkeypatch.chdir(root)
     first = (root / "runs/tokenizer/latest").resolve()

@@ -1,0 +1,84 @@
+"""Run folders: one a configuration, one process at a time, finished only with metrics.json."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from omnigram.data.artefact import FolderBusyError
+from omnigram.train.curves import CurveLogger, make_loggers, read_curves
+from omnigram.train.runs import finished_run, open_run
+
+
+def test_a_configuration_finds_its_folder_again(tmp_path: Path):
+    with open_run(tmp_path, "emoji-micro", {"width": 2, "seed": 0}) as first:
+        assert not first.finished
+        first.finish({"psnr": 20.0})
+    with open_run(tmp_path, "emoji-micro", {"seed": 0, "width": 2}) as again:
+        assert again.folder == first.folder
+        assert again.finished
+    with open_run(tmp_path, "emoji-micro", {"width": 3, "seed": 0}) as other:
+        assert other.folder != first.folder
+    assert (tmp_path / "latest").resolve() == first.folder.resolve()
+    metrics = finished_run(tmp_path / "latest")
+    assert metrics["psnr"] == 20.0
+    assert metrics["made_from"] == {"width": 2, "seed": 0}
+    assert metrics["identity"].startswith(first.folder.name.rsplit("-", 1)[1])
+    assert metrics["provenance"]["versions"]["python"]
+
+
+def test_latest_is_the_newest_finished_run(tmp_path: Path):
+    for width in (1, 2):
+        with open_run(tmp_path, "run", {"width": width}) as run:
+            run.finish({})
+    assert (tmp_path / "latest").resolve() == run.folder.resolve()
+    with open_run(tmp_path, "run", {"width": 1}) as first:  # the same command again
+        assert first.finished
+    assert (tmp_path / "latest").resolve() == first.folder.resolve()
+
+
+def test_two_runs_in_one_folder_are_refused_in_one_line(tmp_path: Path):
+    with (
+        open_run(tmp_path, "run", {"a": 1}),
+        pytest.raises(FolderBusyError, match="another run is working in") as caught,
+        open_run(tmp_path, "run", {"a": 1}),
+    ):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unfinished_or_damaged_run_is_named(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"no finished run \(metrics\.json is missing\)"):
+        finished_run(tmp_path)
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        finished_run(tmp_path)
+
+
+def test_the_newest_checkpoint_has_the_most_steps(tmp_path: Path):
+    with open_run(tmp_path, "run", {}) as run:
+        assert run.newest_checkpoint() is None
+        run.checkpoints.mkdir()
+        for step in (100, 20, 3000):
+            (run.checkpoints / f"step-{step:08d}.ckpt").touch()
+        (run.checkpoints / "step-00009999.partial").touch()
+        newest = run.newest_checkpoint()
+        assert newest is not None
+        assert newest.name == "step-00003000.ckpt"
+
+
+def test_curves_are_cut_back_to_the_checkpoint_and_go_on(tmp_path: Path):
+    logger = CurveLogger(tmp_path, 0)
+    for step in range(1, 6):
+        logger.log_metrics({"train/loss": 1 / step, "epoch": 0}, step)
+    with logger.path.open("a") as file:
+        file.write("6,train/lo")  # cut off by a kill
+    again = CurveLogger(tmp_path, 3)
+    again.log_metrics({"train/loss": 0.25}, 4)
+    assert read_curves(logger.path) == [(step, "train/loss", 1 / step) for step in range(1, 5)]
+    assert json.dumps(read_curves(logger.path))
+
+
+def test_an_unknown_logger_is_named(tmp_path: Path):
+    with pytest.raises(ValueError, match="logger 'wandby' is unknown: choose of csv, tensorboard, wandb"):
+        make_loggers(["wandby"], tmp_path, 0)
