@@ -69,9 +69,9 @@ class SpatialNorm(nn.Module):
     def __init__(self, channels: int, codebook_dim: int):
         super().__init__()
         self.modulation = nn.Conv2d(codebook_dim, 2 * channels, 1)
-        nn.init.zeros_(self.modulation.weight)
+        _zero(self.modulation)
         with torch.no_grad():
-            self.modulation.bias.copy_(torch.cat([torch.ones(channels), torch.zeros(channels)]))
+            _bias(self.modulation)[:channels] = 1
 
     def forward(self, x: Tensor, codes: Tensor) -> Tensor:
         gain, shift = self.modulation(codes).chunk(2, dim=1)
@@ -151,11 +151,14 @@ class Decoder(nn.Module):
     @property
     def last_layer(self) -> Tensor:
         """The weight that turns features into pixels, where a discriminator's gradient is compared with the others."""
-        return self.head[1].weight
+        layer = self.head[1]
+        assert isinstance(layer, nn.Conv2d)
+        return layer.weight
 
     def forward(self, codes: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 3 height width"]:
         x = self.stem(codes)
         for index, level in enumerate(self.levels):
+            assert isinstance(level, nn.ModuleList)
             for block in level:
                 x = block(x, codes)
             if index < len(self.ups):
@@ -164,9 +167,13 @@ class Decoder(nn.Module):
 
 
 def _zero(layer: nn.Conv2d) -> None:
-    assert layer.bias is not None
     nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    nn.init.zeros_(_bias(layer))
+
+
+def _bias(layer: nn.Conv2d) -> Tensor:
+    assert layer.bias is not None
+    return layer.bias
 
 
 @torch.no_grad()
@@ -191,9 +198,7 @@ def principal_components(encoder: Encoder, decoder: Decoder, pixels: Float[Tenso
     covariance = (patches - mean).T @ (patches - mean) / len(patches)
     basis = torch.linalg.eigh(covariance).eigenvectors[:, -size:].flip(1).T  # largest first
     scale = ((patches - mean) @ basis.T).std().clamp_min(1e-6)
-    assert to_vectors.bias is not None
-    assert to_pixels.bias is not None
     to_vectors.weight.copy_((basis / scale)[:, :, None, None])
-    to_vectors.bias.copy_(-(basis @ mean) / scale)
+    _bias(to_vectors).copy_(-(basis @ mean) / scale)
     to_pixels.weight.copy_((basis.T * scale)[:, :, None, None])
-    to_pixels.bias.copy_(mean)
+    _bias(to_pixels).copy_(mean)

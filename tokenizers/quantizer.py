@@ -65,7 +65,7 @@ class Quantizer(nn.Module):
             commitment_weight=config.commitment,
             use_cosine_sim=config.cosine,
             kmeans_init=True,
-            threshold_ema_dead_code=config.dead_code_threshold,
+            threshold_ema_dead_code=config.dead_code_threshold,  # pyright: ignore[reportArgumentType] - any number does
             accept_image_fmap=True,
         )
 

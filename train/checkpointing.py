@@ -46,7 +46,8 @@ class Seeding(Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: StepModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        assert isinstance(pl_module, StepModule)
         torch.manual_seed(self.seed * 1_000_003 + pl_module.step)
 
 
@@ -62,12 +63,13 @@ class Checkpoints(Callback):
         self.folder, self.every, self.max_steps, self.keep = folder, every, max_steps, keep
         self._since = time.monotonic()
 
-    def on_train_start(self, trainer: Trainer, pl_module: StepModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: StepModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        assert isinstance(pl_module, StepModule)
         now = time.monotonic()
         pl_module.seconds += now - self._since
         pl_module.steps_done += 1

@@ -31,7 +31,7 @@ class ImageTokenizerTraining(StepModule):
     def __init__(self, tokenizer: ImageTokenizer, settings: DictConfig) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.tokenizer = tokenizer.to(memory_format=torch.channels_last)
+        self.tokenizer = tokenizer.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.averaged = AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(settings.trainer.ema_decay))
         self.averaged.requires_grad_(False)
         self.discriminator = None

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -150,8 +150,7 @@ class _Batches(IterableDataset[PackedBatch]):
         self.tokens, self.config, self.module = tokens, config, module
 
     def __iter__(self) -> Iterator[PackedBatch]:
-        settings = OmegaConf.to_container(self.config.loader, resolve=True)
-        assert isinstance(settings, dict)
+        settings: Any = OmegaConf.to_container(self.config.loader, resolve=True)
         loss = self.config.loss
         options = LoaderConfig(
             **settings, seed=self.config.seed, loss_weights=dict(loss.weights), partitioned=loss.partitioned
@@ -196,8 +195,9 @@ class HeldOut(Callback):
         }
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Pretraining, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        assert isinstance(pl_module, Pretraining)
         step = pl_module.step
         if step % self.config.trainer.validate_every_n_steps:
             return

@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -28,7 +28,8 @@ class TrainingProgress(Callback):
         self._bar: Progress | None = None
         self._told = 0.0
 
-    def on_train_start(self, trainer: Trainer, pl_module: StepModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, StepModule)
         self._started, self._from = time.monotonic(), pl_module.step
         self._told = self._started
         if self._from:
@@ -41,8 +42,9 @@ class TrainingProgress(Callback):
             self._bar.start()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: StepModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        assert isinstance(pl_module, StepModule)
         step, now = pl_module.step, time.monotonic()
         if self._bar is not None:
             self._bar.update(self._task, completed=step, shown=_words(pl_module))
@@ -55,10 +57,10 @@ class TrainingProgress(Callback):
                 soft_wrap=True,
             )
 
-    def on_train_end(self, trainer: Trainer, pl_module: StepModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop()
 
-    def on_exception(self, trainer: Trainer, pl_module: StepModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stop()
 
     def _stop(self) -> None:

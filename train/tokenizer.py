@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
@@ -143,7 +143,8 @@ class Start(Callback):
     def __init__(self, pictures: Pictures, number: int) -> None:
         self.pictures, self.number = pictures, number
 
-    def on_train_start(self, trainer: Trainer, pl_module: ImageTokenizerTraining) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, ImageTokenizerTraining)
         if pl_module.step:
             return
         spread = torch.linspace(0, len(self.pictures) - 1, min(self.number, len(self.pictures))).long().tolist()
@@ -162,8 +163,9 @@ class Reconstructions(Callback):
         self.pictures, self.folder, self.settings = pictures, folder, settings
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: ImageTokenizerTraining, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        assert isinstance(pl_module, ImageTokenizerTraining)
         step = pl_module.step
         if step % self.settings.validate_every_n_steps:
             return

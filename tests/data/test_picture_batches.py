@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         documents = []
         for number in range(shard * EACH, (shard + 1) * EACH):
             size = (64, 32) if number % 3 == 0 else (32, 32)
-            data = picture((number * 10,) * 3, size=size)
+            data = picture((number * 10, number * 10, number * 10), size=size)
             segments = (Segment("text", f"grey {number}"), Segment("image", data, suffix=".png"))
             documents.append(Document(f"k{number}", segments, "made", "CC0"))
         name = f"train-{shard:06d}.tar"

@@ -19,6 +19,7 @@ def made(spatial_norm: bool = False, cosine: bool = False, codebook_size: int = 
     quantizer = QuantizerConfig(codebook_size, 4, 0.9, 0.25, cosine, 0.0)
     tokenizer = ImageTokenizer(network, quantizer)
     for layer in (tokenizer.encoder.layers[-1], tokenizer.decoder.head[1]):  # they start at zero
+        assert isinstance(layer, torch.nn.Conv2d)
         torch.nn.init.normal_(layer.weight, std=0.1)
     tokenizer.train()
     tokenizer.quantize(torch.rand(8, 3, 32, 32) * 2 - 1)  # the first batch gives the codebook
@@ -70,9 +71,10 @@ def test_gradients_pass_the_quantizer_and_only_training_moves_the_codebook():
     quantized = tokenizer.quantize(pixels)
     assert not torch.equal(tokenizer.quantizer.codebook, before)
     tokenizer.decoder(quantized.codes).square().mean().backward()
-    linear = tokenizer.encoder.linear[1].weight.grad
-    assert linear is not None
-    assert linear.abs().sum() > 0
+    linear = tokenizer.encoder.linear[1]
+    assert isinstance(linear, torch.nn.Conv2d)
+    assert linear.weight.grad is not None
+    assert linear.weight.grad.abs().sum() > 0
 
 
 def test_the_commitment_pulls_the_encoder_by_its_weight():

@@ -106,7 +106,12 @@ def world(folder: Path) -> Path:
 def tiny(seed: int = 0) -> Omnigram:
     """A random decoder in float64, far from uniform."""
     vocabulary = Vocabulary.appended(words().size, codebooks={"image": CODES})
-    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     torch.manual_seed(seed)
     config = OmnigramConfig(vocab_size=vocabulary.size, num_key_value_heads=2, max_position_embeddings=96, **shape)
     model = OmnigramForCausalLM(config)

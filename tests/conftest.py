@@ -1,0 +1,14 @@
+"""All tests: one thread, so that numbers repeat and the suite leaves a busy machine usable; patient property tests."""
+
+import os
+
+import torch
+from hypothesis import settings
+
+
+def pytest_configure() -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+    torch.set_num_threads(1)
+    # fewer examples than usual, and no time limit for each, for the machine may be busy
+    settings.register_profile("patient", deadline=None, max_examples=50)
+    settings.load_profile("patient")

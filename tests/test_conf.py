@@ -1,0 +1,109 @@
+"""The configuration: every shipped file composes, what is not in it is refused in one line with near names."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from omnigram.train.compose import compose_config, compose_each, groups
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+NEEDED = {
+    "data=folder": ["data.name=mine", "data.source.path=/pictures"],
+    "data=webdataset": ["data.name=mine", "data.source.urls=/shards/{0..3}.tar"],
+}
+OPTIONS = [f"{group}={option}" for group, options in groups().items() for option in options]
+
+
+def test_the_groups_are_the_files() -> None:
+    files = {f"{path.parent.name}={path.stem}" for path in CONF.rglob("*.yaml") if path.parent != CONF}
+    assert set(OPTIONS) == files
+    assert set(groups()) == {"data", "tokenizer", "model", "train", "experiment"}
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_file_composes_and_resolves(option: str) -> None:
+    config = compose_config([option, *NEEDED.get(option, [])])
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
+    assert "hydra" not in resolved
+    if option.startswith("model="):
+        assert config.model_name == option.removeprefix("model=")
+
+
+@pytest.mark.parametrize("file", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
+def test_every_file_begins_with_what_it_is(file: Path) -> None:
+    first, *rest = file.read_text(encoding="utf-8").splitlines()
+    assert (rest[0] if first.startswith("# @package") else first).startswith("# ")
+
+
+def test_a_key_that_is_there_changes() -> None:
+    config = compose_config(["model=nano", "trainer.max_steps=7", "data.source.languages=[en,de]", "threads=2"])
+    assert (config.trainer.max_steps, list(config.data.source.languages), config.threads) == (7, ["en", "de"], 2)
+    assert config.data.folder == "datasets/emoji"
+
+
+def test_a_key_can_be_added_to_what_the_model_takes() -> None:
+    config = compose_config(["+model.rope_parameters.factor=4.0", "tokenizer.discriminator=null"])
+    assert config.model.rope_parameters.factor == 4.0
+
+
+FAULTS = [
+    (["model=mico"], "unknown model 'mico': did you mean micro?"),
+    (["model="], "unknown model '': There is 1b, "),
+    (["tokenizer=vq"], "unknown tokenizer 'vq': did you mean vqvae?"),
+    (["mode=micro"], "unknown key 'mode': did you mean model?"),
+    (["seeed=1"], "unknown key 'seeed': did you mean seed?"),
+    (["model.hiden_size=3"], "unknown key 'model.hiden_size': did you mean model.hidden_size?"),
+    (["max_steps=3"], "did you mean tokenizer.trainer.max_steps or trainer.max_steps?"),
+    (["languages=[en]"], "did you mean data.source.languages?"),
+    (["tokenizer.zzz=1"], "unknown key 'tokenizer.zzz': tokenizer holds name, "),
+    (["seed.a=1"], "unknown key 'seed.a'"),
+    (["trainer.max_steps=1e3"], "trainer.max_steps is a whole number, as in trainer.max_steps="),
+    (["trainer.max_steps=many"], "trainer.max_steps is a whole number"),
+    (["optimizer.learning_rate=fast"], "optimizer.learning_rate is a number"),
+    (["deterministic=1"], "deterministic is true or false, as in deterministic=true"),
+    (["logger=csv"], "logger takes a list, as in logger=[csv,tensorboard]"),
+    (["tokenizer.network=3"], "tokenizer.network has parts"),
+    (["seed=[1]"], "seed is a whole number|seed takes a single value"),
+    (["data=folder"], "data=folder needs data.name=… and data.source.path=…"),
+    (["seed=${foo}"], "seed: Interpolation key 'foo' not found"),
+    (["~model"], "model cannot be left out"),
+    (["hydra.run.dir=/x"], "settings of Hydra itself have no effect"),
+    (["model=nano,micro"], "names several values: add -m"),
+    (["model"], "'model' is no setting"),
+    (["seed==3"], "'seed==3' cannot be read"),
+    (["data.name=é"], "quote the value"),
+    (["+model=micro"], "model appears more than once"),
+]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"), FAULTS, ids=lambda value: value[0] if isinstance(value, list) else ""
+)
+def test_faults_are_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is looked at below
+        compose_config(overrides)
+    assert any(part in str(caught.value) for part in message.split("|")), str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_multirun_is_every_combination_in_order() -> None:
+    combinations = compose_each(["model=nano,micro", "seed=range(2)", "threads=1"], multirun=True)
+    assert [overrides[:2] for overrides, _ in combinations] == [
+        ["model=nano", "seed=0"],
+        ["model=nano", "seed=1"],
+        ["model=micro", "seed=0"],
+        ["model=micro", "seed=1"],
+    ]
+    assert [(config.model_name, config.seed, config.threads) for _, config in combinations] == [
+        ("nano", 0, 1),
+        ("nano", 1, 1),
+        ("micro", 0, 1),
+        ("micro", 1, 1),
+    ]
+
+
+def test_a_multirun_with_one_faulty_value_yields_nothing() -> None:
+    with pytest.raises(ValueError, match="unknown model 'big'"):
+        compose_each(["model=nano,big"], multirun=True)
