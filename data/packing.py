@@ -78,6 +78,11 @@ class PackedBatch:
         return int((self.document >= 0).sum())
 
     @property
+    def num_pairs(self) -> int:
+        """(query, key) pairs of causal attention within the documents: what attention costs."""
+        return int((self.position + 1)[self.document >= 0].sum())
+
+    @property
     def fill(self) -> float:
         """Share of the places that hold a token."""
         return self.num_tokens / self.ids.numel()
@@ -151,6 +156,8 @@ class Collator:
         rank[codes] = np.arange(1, len(codes) + 1)
         self._partition = rank[self._modality]
         weights = np.array([(loss_weights or {}).get(name, 1.0) for name in names], dtype=np.float32)
+        if not weights.any():
+            raise ValueError(f"loss.weights={dict(loss_weights or {})}: one has to be positive")
         self._weight = weights[self._modality]
 
     def collate(self, packed: Sequence[Sequence[WrittenDocument]]) -> PackedBatch:

@@ -103,6 +103,7 @@ def test_the_labels_of_a_batch(documents: list, partitioned: bool, spare: int) -
     assert not (batch.targets == VOCABULARY.id("pad")).any()
     assert pads[len(ready)].all(), "rows that are missing are pads"
     assert batch.num_tokens == sum(map(len, ready))
+    assert batch.num_pairs == sum(seen for document in ready for seen in range(1, len(document) + 1))
 
 
 def test_the_batch_has_the_shapes_and_types_that_are_promised() -> None:

@@ -8,19 +8,28 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omnigram.tokenizers.convolutional import NetworkConfig, principal_components
+from omnigram.tokenizers.convolutional import AttentionBlock, NetworkConfig, principal_components
 from omnigram.tokenizers.image import ImageTokenizer, to_pixels, to_uint8
 from omnigram.tokenizers.quantizer import Quantizer, QuantizerConfig, perplexity
 
 
+def awaken(block: torch.nn.Module) -> None:
+    """Give the parts of an attention block weights, which start at zero."""
+    assert isinstance(block, AttentionBlock)
+    for layer in (block.position, block.out, block.down):
+        torch.nn.init.normal_(layer.weight, std=0.1)
+
+
 def made(spatial_norm: bool = False, cosine: bool = False, codebook_size: int = 32) -> ImageTokenizer:
     torch.manual_seed(0)
-    network = NetworkConfig(2, (8, 16), (1, 1), (1, 1), spatial_norm)
+    network = NetworkConfig(2, (8, 32), (1, 1), (1, 1), spatial_norm, encoder_attention=1, decoder_attention=1)
     quantizer = QuantizerConfig(codebook_size, 4, 0.9, 0.25, cosine, 0.0)
     tokenizer = ImageTokenizer(network, quantizer)
     for layer in (tokenizer.encoder.layers[-1], tokenizer.decoder.head[1]):  # they start at zero
         assert isinstance(layer, torch.nn.Conv2d)
         torch.nn.init.normal_(layer.weight, std=0.1)
+    for block in (tokenizer.encoder.layers[-3], tokenizer.decoder.attention[0]):
+        awaken(block)
     tokenizer.train()
     tokenizer.quantize(torch.rand(8, 3, 32, 32) * 2 - 1)  # the first batch gives the codebook
     return tokenizer.eval()
@@ -39,6 +48,35 @@ def test_codes_and_pictures_have_the_shapes_of_each_other(spatial_norm: bool, he
     decoded = tokenizer.decode(codes)
     assert decoded.shape == pixels.shape
     assert decoded.abs().max() <= 1
+
+
+def test_attention_is_that_of_torch():
+    block = AttentionBlock(64)
+    assert torch.equal(block(picture := torch.randn(2, 64, 3, 5)), picture), "it starts as nothing"
+    awaken(block)
+    peer = torch.nn.MultiheadAttention(64, 2, batch_first=True)
+    assert peer.in_proj_weight is not None
+    with torch.no_grad():
+        peer.in_proj_weight.copy_(block.qkv.weight)
+        peer.out_proj.weight.copy_(block.out.weight)
+        peer.out_proj.bias.copy_(block.out.bias)
+        x = torch.randn(2, 15, 64)
+        torch.testing.assert_close(block._attend(x), peer(x, x, x, need_weights=False)[0])
+
+
+def test_with_kernel_1_equal_patches_have_equal_codes():
+    torch.manual_seed(0)
+    network = NetworkConfig(2, (8, 32), (1, 1), (1, 1), False, encoder_kernel=1, decoder_attention=1)
+    tokenizer = ImageTokenizer(network, QuantizerConfig(32, 4, 0.9, 0.25, False, 0.0))
+    tokenizer.start_from(torch.rand(8, 3, 32, 32) * 2 - 1)
+    pixels = torch.rand(1, 3, 16, 16) * 2 - 1
+    codes, patch = tokenizer.encode(pixels)[0], pixels[:, :, 4:8, 8:12]
+    assert torch.equal(tokenizer.encode(patch.repeat(1, 1, 2, 3)), codes[1, 2].expand(1, 2, 3))
+
+
+def test_attention_needs_whole_heads():
+    with pytest.raises(ValueError, match="multiple of 32 channels at the last level, not 48"):
+        AttentionBlock(48)
 
 
 @pytest.mark.parametrize("cosine", [False, True])
