@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import filelock
+from safetensors import SafetensorError
 
 PARTIAL = ".partial"  # ends the hidden names of what is being written
 
@@ -28,10 +30,14 @@ def plain_errors(path: Path | str) -> Iterator[None]:
     """Turn the system's errors on `path` into one line that says what to change; the type and errno stay."""
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as fault:
+        error = _of_the_system(fault)
+        if error is None:
+            raise
         advice = {
             errno.ENOSPC: "the disk is full: free some space, then run the same command again",
             errno.EDQUOT: "your disk quota is used up: free some space, then run the same command again",
+            errno.EFBIG: "a file is larger than the file system or `ulimit -f` allows: choose another folder",
             errno.EACCES: "no permission: choose a folder that you may write",
             errno.EPERM: "no permission: choose a folder that you may write",
             errno.EROFS: "the file system is read-only: choose another folder",
@@ -41,6 +47,27 @@ def plain_errors(path: Path | str) -> Iterator[None]:
         told = type(error)(f"{path} cannot be written: {advice}")
         told.errno = error.errno
         raise told from error
+
+
+def _of_the_system(fault: OSError | SafetensorError) -> OSError | None:
+    """The system's error; safetensors writes its number into a message of its own."""
+    if isinstance(fault, OSError):
+        return fault
+    number = re.search(r"\(os error (\d+)\)", str(fault))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
+
+
+def make_folder(path: Path | str) -> Path:
+    """The folder, made with its parents where it is not there. OSError, in one line, where it cannot be."""
+    path = Path(path)
+    try:
+        with plain_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+        file = next((there for there in (path, *path.parents) if there.is_file()), None)
+        reason = f"{file} is a file" if file else (error.strerror or "")
+        raise NotADirectoryError(f"the folder {path} cannot be made ({reason}): choose another one") from None
+    return path
 
 
 def _partial(path: Path) -> Path:
@@ -63,8 +90,8 @@ def atomic_file(path: Path | str) -> Iterator[IO[bytes]]:
     """
     path = Path(path)
     partial = _partial(path)
+    make_folder(path.parent)
     with plain_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(partial, "wb") as file:
                 yield file
@@ -101,8 +128,8 @@ def publish_folder(path: Path | str, replace: bool = False) -> Iterator[Path]:
     if path.exists() and not replace:
         raise FileExistsError(f"{path} exists already: remove it or choose another name")
     partial = _partial(path)
+    make_folder(path.parent)
     with plain_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
     try:
@@ -142,8 +169,8 @@ class FolderLock:
         self._lock: filelock.BaseFileLock | None = None
 
     def __enter__(self) -> "FolderLock":
+        make_folder(self.folder)
         with plain_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(self.folder / ".lock")
             try:
                 lock.acquire(timeout=self.wait_s)

@@ -17,7 +17,7 @@ from ..tokenizers.image import to_pixels
 from ..tokenizers.text import TextTokenizer
 from ..tokenizers.vocabulary import TEXT
 from .document import Document, Segment, TokenDocument, TokenSegment
-from .pictures import aspect_buckets, decode, fit
+from .pictures import buckets_of, decode, fit
 
 IMAGE = "image"
 
@@ -64,7 +64,7 @@ class DocumentEncoder:
             raise ValueError(f"batch_size={batch_size} and workers={workers} must be at least 1")
         self.text, self.image, self.device = text, image, device
         self.batch_size, self.workers = batch_size, workers
-        self.buckets = aspect_buckets(resolution * resolution, image.patch, max_ratio)
+        self.buckets = buckets_of(resolution, image.patch, max_ratio)
 
     def encode(
         self, documents: Iterable[Document], advance: Callable[[int], object] = lambda _: None

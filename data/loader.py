@@ -67,6 +67,7 @@ class Seen:
     split: int = 0  # of these, longer than a row and split
     dropped: int = 0  # segments longer than a row and left out
     tokens: int = 0
+    pairs: int = 0  # of a token and one it sees
     places: int = 0  # rows x length of the batches
 
     @property
@@ -130,6 +131,7 @@ class PackedStream:
         rows = [self._next_row() for _ in range(self.config.rows)]
         batch = self._collator.collate(rows)
         self.seen.tokens += batch.num_tokens
+        self.seen.pairs += batch.num_pairs
         self.seen.places += batch.ids.numel()
         return replace(batch, state=self.state)
 

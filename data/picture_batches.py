@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from .order import EpochOrder
-from .pictures import aspect_buckets, decode, fit
+from .pictures import buckets_of, decode, fit
 from .shards import ShardError, read_shard
 from .tokens import read_record
 
@@ -49,7 +49,7 @@ class Pictures:
             raise ValueError(f"{folder} has no split {split!r}: it has {', '.join(self.record['splits'])}")
         self._shards = self.record["splits"][split]["shards"]
         self.shard_sizes: tuple[int, ...] = tuple(int(shard["pictures"]) for shard in self._shards)
-        self.buckets = aspect_buckets(resolution * resolution, patch, max_ratio)
+        self.buckets = buckets_of(resolution, patch, max_ratio)
         self._starts = np.concatenate([[0], np.cumsum(self.shard_sizes)]).tolist()
         self._held: OrderedDict[int, list[np.ndarray]] = OrderedDict()
         self._hold = hold

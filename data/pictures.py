@@ -105,6 +105,18 @@ def aspect_buckets(area_pixels: int, multiple: int, max_ratio: float = 1.0) -> l
     return sorted(sizes, key=lambda size: size[0] / size[1])
 
 
+def buckets_of(resolution: int, patch: int, max_ratio: float = 1.0) -> list[tuple[int, int]]:
+    """`aspect_buckets` of the area of a square with a side of `resolution` pixels, which has to be whole codes."""
+    if resolution < patch or resolution % patch:
+        below = max(1, resolution // patch) * patch
+        near = f"{below}" if resolution < patch else f"{below} or {below + patch}"
+        raise ValueError(
+            f"pictures of {resolution} pixels are not cut into codes of {patch} pixels: "
+            f"set tokenizer.pictures.resolution (or tokens.resolution) to {near}"
+        )
+    return aspect_buckets(resolution * resolution, patch, max_ratio)
+
+
 def fit(image: Image.Image, buckets: list[tuple[int, int]]) -> np.ndarray:
     """uint8 [H, W, 3] of the bucket nearest in aspect: resized (LANCZOS) to cover it, the overhang cut off evenly."""
     width, height = image.size

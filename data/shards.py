@@ -116,7 +116,7 @@ def read_samples(path: Path | str) -> Iterator[tuple[str, dict[str, bytes]]]:
     try:
         archive = open_archive(path)
     except FileNotFoundError:
-        raise ShardError(f"{path} is missing: make the data set again") from None
+        raise ShardError(f"{path} is missing: remove {path.parent}, then make the data set again") from None
     except tarfile.TarError as error:
         raise ShardError(f"{path} is cut short, damaged, or no tar file: {error}") from None
     with archive:

@@ -31,7 +31,7 @@ def read_record(folder: Path | str, form: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is missing: {folder} is no finished data set, make it first") from None
     except ValueError as error:
-        raise ValueError(f"{path} cannot be read ({error}): make the data set again") from None
+        raise ValueError(f"{path} cannot be read ({error}): remove {folder}, then make the data set again") from None
     found = record.get("format") if isinstance(record, dict) else None
     if found != form:
         raise ValueError(f"{path} describes {found!r}, not {form!r}: name the folder of the other step")
@@ -90,9 +90,15 @@ class TokenDataset:
     def vocabulary(self) -> Vocabulary:
         """The numbering these tokens are meant for; ValueError if the file is another one's."""
         path = self.folder / VOCABULARY
-        vocabulary = Vocabulary.from_json(path.read_text(encoding="utf-8"))
+        again = f"remove {self.folder}, then make the tokens again"
+        try:
+            vocabulary = Vocabulary.from_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"{path} is missing: {again}") from None
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}: {again}") from None
         if vocabulary.identity != self.record["vocabulary"]:
-            raise ValueError(f"{path} is not the vocabulary of {self.folder / DATASET}: make the tokens again")
+            raise ValueError(f"{path} is not the vocabulary of {self.folder / DATASET}: {again}")
         return vocabulary
 
     def grammar(self, grammars: Mapping[str, RasterGrammar] | None = None) -> DocumentGrammar:

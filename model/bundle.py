@@ -220,7 +220,8 @@ def _decoder(folder: Path, vocabulary: Vocabulary, options: Mapping[str, Any]) -
     if size != vocabulary.size:
         raise ValueError(f"the model has {size} ids, {VOCABULARY} {vocabulary.size}: they do not belong together")
     try:
-        read: Any = OmnigramForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+        wanted = {"output_loading_info": True, "ignore_mismatched_sizes": True, **options}  # which are told below
+        read: Any = OmnigramForCausalLM.from_pretrained(folder, **wanted)
     except (SafetensorError, OSError, RuntimeError) as fault:
         raise ValueError(f"the weights cannot be read: {str(fault).splitlines()[0]}") from None
     model, loaded = read

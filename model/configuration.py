@@ -10,6 +10,12 @@ QK_NORMS = ("none", "layer", "rms")
 NORM_ORDERS = ("pre", "swin")
 # "dynamic" and "longrope" change their frequencies with the length seen: a graph break and a dependence on the batch.
 ROPE_TYPES = ("default", *sorted(set(ROPE_INIT_FUNCTIONS) - {"dynamic", "longrope"}))
+# what the scaled types cannot do without
+ROPE_NEEDS = {
+    "linear": ("factor",),
+    "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
 
 # What transformers itself adds to a config.json, or accepts beside the declared fields. Any other key is an error.
 _TRANSFORMERS_KEYS = {
@@ -150,3 +156,6 @@ class OmnigramConfig(PreTrainedConfig):
         rope_type = (self.rope_parameters or {}).get("rope_type", "default")
         if rope_type not in ROPE_TYPES:
             raise ValueError(f"rope_parameters.rope_type {rope_type!r}: choose one of {', '.join(ROPE_TYPES)}")
+        for name in ROPE_NEEDS.get(rope_type, ()):
+            if name not in (self.rope_parameters or {}):
+                raise ValueError(f"rope_parameters.rope_type {rope_type} needs rope_parameters.{name}: add it")

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from omnigram.train.compose import compose_config, compose_each, groups
+from omnigram.train.compose import LIMITS, compose_config, compose_each, groups
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 NEEDED = {
     "data=folder": ["data.name=mine", "data.source.path=/pictures"],
-    "data=webdataset": ["data.name=mine", "data.source.urls=/shards/{0..3}.tar"],
+    "data=webdataset": ["data.name=mine", "data.source.urls='/shards/{0..3}.tar'"],
 }
 OPTIONS = [f"{group}={option}" for group, options in groups().items() for option in options]
 
@@ -49,7 +49,7 @@ def test_a_key_can_be_added_to_what_the_model_takes() -> None:
 
 
 FAULTS = [
-    (["model=mico"], "unknown model 'mico': did you mean micro?"),
+    (["model=mico"], "unknown model 'mico': did you mean micro"),
     (["model="], "unknown model '': There is 1b, "),
     (["tokenizer=vq"], "unknown tokenizer 'vq': did you mean vqvae?"),
     (["mode=micro"], "unknown key 'mode': did you mean model?"),
@@ -74,7 +74,29 @@ FAULTS = [
     (["model"], "'model' is no setting"),
     (["seed==3"], "'seed==3' cannot be read"),
     (["data.name=é"], "quote the value"),
-    (["+model=micro"], "model appears more than once"),
+    (["+model=micro"], "model is there already: write model=micro"),
+    (["+trainer.max_stps=3"], "unknown key 'trainer.max_stps': did you mean trainer.max_steps?"),
+    (["+loader.kinds.pages=1"], "unknown key 'loader.kinds.pages': did you mean loader.kinds.page?"),
+    (["~loader.rows"], "loader.rows cannot be left out"),
+    (["tokenizer.network.channels=[a,b]"], "takes a list, of which each is a whole number"),
+    (["trainer.max_steps=0"], "trainer.max_steps=0 must be 1 or more"),
+    (["tokenizer.trainer.batch_size=0"], "tokenizer.trainer.batch_size=0 must be 1 or more"),
+    (["optimizer.learning_rate=-1"], "optimizer.learning_rate=-1 must be 0 or more"),
+    (["optimizer.learning_rate=nan"], "optimizer.learning_rate=nan must be 0 or more"),
+    (["optimizer.learning_rate=inf"], "optimizer.learning_rate=inf must be 0 or more"),
+    (["sampling.image.guidance=inf"], "sampling.image.guidance=inf must be a finite number"),
+    (["loss.weights.image=-0.5"], "loss.weights.image=-0.5 must be 0 or more"),
+    (["loader.kinds={page:-1}"], "loader.kinds.page=-1 must be 0 or more"),
+    (["tokenizer.network.channels=[0,64]"], "tokenizer.network.channels=[0,64] must be 1 or more"),
+    (["tokenizer.text.character_coverage=1.5"], "character_coverage=1.5 must be above 0 and at most 1"),
+    (["tokenizer=movqgan", "tokenizer.discriminator.layers=0"], "tokenizer.discriminator.layers=0 must be 1 or more"),
+    (["sampling.image.top_p=2"], "sampling.image.top_p=2 must be above 0 and at most 1"),
+    (["tokenizer.discriminator={layers:3}"], "tokenizer.discriminator takes channels, layers, weight, start_step"),
+    (["threads=0"], "threads=0 must be 1 or more"),
+    (["threads=many"], "threads=many must be 1 or more"),
+    (["seed=-1"], "seed=-1 must be from 0 to 4294967295"),
+    (["data.name=a/b"], "data.name=a/b names a folder"),
+    (["tokenizer.name=''"], "tokenizer.name= names a folder"),
 ]
 
 
@@ -86,6 +108,28 @@ def test_faults_are_one_line(overrides: list[str], message: str) -> None:
         compose_config(overrides)
     assert any(part in str(caught.value) for part in message.split("|")), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_number_has_limits(option: str) -> None:
+    known = {name for _, _, names in LIMITS for name in names.split()}
+    assert len(known) == sum(len(names.split()) for _, _, names in LIMITS), "one limit a name"
+    config = OmegaConf.to_container(compose_config([option, *NEEDED.get(option, [])]), resolve=True)
+    left = [config]
+    while left:
+        for name, value in left.pop().items():
+            if isinstance(value, dict):
+                left.append(value)
+            first = value[0] if isinstance(value, list) and value else value
+            if isinstance(first, int | float) and not isinstance(first, bool):
+                assert name in known
+
+
+def test_kinds_and_weights_can_be_left_out() -> None:
+    config = compose_config(["~loader.kinds.text", "~loss.weights.text", "~model.head_dim"])
+    assert set(config.loader.kinds) == {"words_to_picture", "picture_to_words", "page"}
+    assert list(config.loss.weights) == ["image"]
+    assert "head_dim" not in config.model
 
 
 def test_a_multirun_is_every_combination_in_order() -> None:

@@ -36,7 +36,14 @@ class ImageTokenizer(nn.Module):
         """Begin at principal components of patches and a codebook of their k-means, in place of noise.
 
         Of the steps that a short training has, this saves the ones that would only find that out.
+        ValueError for fewer patches than codes, or than components.
         """
+        patches = pixels[:, 0].numel() // self.patch**2
+        if patches < self.codebook_size:
+            raise ValueError(
+                f"{patches} patches of {len(pixels)} pictures are too few for {self.codebook_size} codes: lower "
+                "tokenizer.quantizer.codebook_size, raise tokenizer.trainer.init_pictures, or give more pictures"
+            )
         principal_components(self.encoder, self.decoder, pixels)
         self.train()
         with torch.no_grad():
@@ -117,7 +124,7 @@ class ImageTokenizer(nn.Module):
         except FileNotFoundError:
             raise ValueError(f"{folder} holds no image tokenizer: {WEIGHTS} is missing") from None
         except (SafetensorError, RuntimeError) as fault:
-            reason = str(fault).splitlines()[0]
+            reason = [line.strip() for line in str(fault).splitlines()][:2][-1]  # behind torch's heading
             raise ValueError(f"{folder / WEIGHTS} does not hold the weights of {CONFIG}: {reason}") from None
         return tokenizer.eval()
 

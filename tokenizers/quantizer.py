@@ -67,6 +67,7 @@ class Quantizer(nn.Module):
             kmeans_init=True,
             threshold_ema_dead_code=config.dead_code_threshold,  # pyright: ignore[reportArgumentType] - any number does
             accept_image_fmap=True,
+            rotation_trick=False,  # straight through: its default costs half a dB here, see docs/LOG.md
         )
 
     def forward(self, vectors: Float[Tensor, "b d h w"]) -> Quantized:

@@ -28,6 +28,11 @@ class StepModule(LightningModule):
         """Steps finished."""
         return int(self.steps_done)
 
+    def check_loss(self, loss: torch.Tensor, setting: str) -> None:
+        """ValueError for a loss that is not finite, before it reaches weights and checkpoints."""
+        if not torch.isfinite(loss):
+            raise ValueError(f"the loss of step {self.step + 1} is not a finite number: lower {setting}")
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["data_state"], checkpoint["step"] = self.data_state, self.step
 
@@ -87,9 +92,12 @@ class Checkpoints(Callback):
         partial = path.with_suffix(".partial")
         with plain_errors(path):
             self.folder.mkdir(parents=True, exist_ok=True)
-            trainer.save_checkpoint(partial)
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            partial.replace(path)
+            try:
+                trainer.save_checkpoint(partial)
+                with partial.open("rb") as file:
+                    os.fsync(file.fileno())
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
         for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
             old.unlink()

@@ -10,6 +10,7 @@ import difflib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -66,6 +67,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
+    warnings.formatwarning = lambda message, *_, **__: f"omnigram: warning: {' '.join(str(message).split())}\n"
     try:
         return run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
@@ -109,8 +111,8 @@ def run(arguments: list[str]) -> int:
 
 def one_line(error: BaseException) -> str:
     """The message of an error, without the system's number before it."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -185,6 +187,13 @@ def run_sweep(options: argparse.Namespace) -> int:
 
     named = any(override.split("=")[0] == "model" for override in options.overrides)
     combinations = compose_each([*([] if named else [SWEEP]), *options.overrides], multirun=True)
+    first, *others = (config for _, config in combinations)
+    for part in ("data", "tokenizer", "tokens") if first.tokens.tokenizer else ("data", "tokenizer", "tokens", "seed"):
+        if any(config[part] != first[part] for config in others):
+            raise ValueError(
+                f"a sweep compares decoders on the same tokens, but {part} differs: "
+                "run these by `omnigram pretrain -m`, or name one run of tokenizers in tokens.tokenizer="
+            )
     if options.show_config:
         return _show(config for _, config in combinations)
     from ..data.artefact import identity

@@ -6,20 +6,60 @@ file of a group, `trainer.max_steps=200` changes a key that is there, and near n
 
 import difflib
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 CONF, ROOT = "omnigram.conf", "config"
 FILLED_IN_LATER = "model."  # by a step, from what the step before it made
+OPEN = ("model.", "data.source.")  # a constructor knows what these hold: keys may be added and left out
+OPTIONAL = ("loader.kinds.", "loss.weights.")  # may be left out
+DISCRIMINATOR = ("channels", "layers", "weight", "start_step", "learning_rate")
+
+# What a number has to be, by the last word of its key: said before anything is made. Further limits, of several
+# settings together or of the data, are those of the constructors.
+LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    (
+        "1 or more",
+        lambda n: n >= 1,
+        "threads samples_per_shard max_caption max_pixels vocab_size resolution max_ratio stem channels layers "
+        "encoder_kernel codebook_dim max_steps batch_size init_pictures log_every_n_steps validate_every_n_steps "
+        "checkpoint_every_n_steps evaluation_batch_size workers rows lookahead group_shards queries heldout_queries "
+        "gallery hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+        "head_dim max_position_embeddings",
+    ),
+    ("2 or more", lambda n: n >= 2, "codebook_size length"),
+    ("8 or more", lambda n: n >= 8, "pixels"),
+    (
+        "0 or more",
+        lambda n: n >= 0,
+        "encoder_blocks decoder_blocks encoder_attention decoder_attention commitment dead_code_threshold l1 l2 "
+        "quantizer weight start_step learning_rate weight_decay warmup_steps words_to_picture picture_to_words page "
+        "text image prefetch z_loss validation_documents sample_pictures temperature top_k "
+        "pad_token_id bos_token_id eos_token_id",
+    ),
+    ("above 0", lambda n: n > 0, "eps gradient_clip rope_theta rms_norm_eps initializer_range"),
+    ("from 0 to 1", lambda n: 0 <= n <= 1, "max_skipped final_ratio ema_decay caption_dropout"),
+    (
+        "at least 0 and less than 1",
+        lambda n: 0 <= n < 1,
+        "val test heldout_style beta1 beta2 embedding_dropout attention_dropout residual_dropout",
+    ),
+    ("above 0 and less than 1", lambda n: 0 < n < 1, "decay"),
+    ("above 0 and at most 1", lambda n: 0 < n <= 1, "character_coverage top_p"),
+    ("from 0 to 4294967295", lambda n: 0 <= n < 2**32, "seed"),  # what every generator of random numbers takes
+    ("a finite number", lambda n: True, "guidance"),
+)
 
 
 @cache
@@ -85,8 +125,7 @@ def _compose(overrides: list[str]) -> DictConfig:
     config, choices = _hydra([override.input_line or "" for override in chosen])
     changes = [override for override in parsed if override not in chosen]
     for override in changes:
-        if not override.is_add() and not override.is_force_add():
-            _check_key(override, config)
+        _check_key(override, config)
     if changes:
         config, choices = _hydra(overrides)
     with open_dict(config):  # runs are named after the model that was asked for
@@ -113,6 +152,8 @@ def _check_option(override: Override) -> None:
     if override.is_delete():
         raise ValueError(f"{override.input_line}: {group} cannot be left out, choose of {', '.join(options)}")
     value = override.value()
+    if override.is_add():
+        raise ValueError(f"{override.input_line}: {group} is there already: write {group}={value}")
     for name in value if isinstance(value, list) else [value]:
         if str(name) not in options:
             near = _or(difflib.get_close_matches(str(name), options, cutoff=0.5))
@@ -124,6 +165,9 @@ def _check_key(override: Override, base: DictConfig) -> None:
     """ValueError unless the key is in the configuration and the value is of the kind that is there."""
     key = override.key_or_group
     paths = dict(_paths(base))
+    adds = override.is_add() or override.is_force_add()
+    if key.startswith(OPEN) and (override.is_delete() or (adds and key not in paths)):
+        return
     if key not in paths:
         near = _or(_near(key, [*paths, *groups()]))
         parent = key.rpartition(".")[0]
@@ -131,7 +175,9 @@ def _check_key(override: Override, base: DictConfig) -> None:
         there = f"{parent or 'the configuration'} holds {', '.join(siblings)}" if siblings else "see --show-config"
         raise ValueError(f"unknown key {key!r}: " + (f"did you mean {near}?" if near else there))
     if override.is_delete():
-        return
+        if key.startswith(OPTIONAL):
+            return
+        raise ValueError(f"{override.input_line}: {key} cannot be left out, give it another value")
     value = override.value()
     fault = _misfit(paths[key], value)
     if fault:
@@ -170,7 +216,10 @@ def _misfit(old: Any, new: Any) -> str | None:
     if OmegaConf.is_dict(old):
         return None if isinstance(new, dict) else "has parts, it takes no single value"
     if OmegaConf.is_list(old):
-        return None if isinstance(new, list) else "takes a list"
+        if not isinstance(new, list):
+            return "takes a list"
+        faults = (_misfit(old[0], element) for element in new) if old else iter(())
+        return next((f"takes a list, of which each {fault}" for fault in faults if fault), None)
     if isinstance(new, dict | list):
         return None if isinstance(old, str) else "takes a single value"
     if isinstance(old, bool):
@@ -196,10 +245,56 @@ def _check_whole(config: DictConfig, choices: dict[str, Any]) -> None:
         group = missing[0].partition(".")[0]
         chosen = f"{group}={choices[group]}" if group in choices else "the configuration"
         raise ValueError(f"{chosen} needs {' and '.join(f'{key}=…' for key in missing)}: add what it should be")
+    for key, value in _paths(config):
+        _check_limits(key, value)
+    discriminator = config.tokenizer.discriminator
+    if discriminator is not None and sorted(discriminator) != sorted(DISCRIMINATOR):
+        raise ValueError(f"tokenizer.discriminator takes {', '.join(DISCRIMINATOR)}: see tokenizer=movqgan")
+    for key in ("data.name", "tokenizer.name"):
+        name = str(OmegaConf.select(config, key))
+        if not name or name.startswith(".") or "/" in name:
+            raise ValueError(f"{key}={name} names a folder: write it without / and not with a dot first")
     try:
         OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise ValueError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+
+
+def _check_limits(key: str, value: Any) -> None:
+    """ValueError for a number that is outside the limits of its key."""
+    if value is None or isinstance(value, DictConfig):
+        return
+    for words, holds, names in LIMITS:
+        if key.rpartition(".")[2] not in names.split():
+            continue
+        for number in value if OmegaConf.is_list(value) else [value]:
+            is_number = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+            if not is_number or not holds(number):
+                raise ValueError(f"{key}={_shown(value)} must be {words}")
+
+
+T = TypeVar("T")
+
+
+def build(config: DictConfig, key: str, kind: type[T], **more: Any) -> T:
+    """What the `_target_` of a part of the configuration makes of it, and of `more`.
+
+    ValueError or OSError, in one line, for settings that it does not take, or if it is no `kind`.
+    """
+    node = OmegaConf.select(config, key)
+    try:
+        made = instantiate(node, _convert_="all", **more)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) or (isinstance(cause, ValueError) and key in str(cause)):
+            raise cause from None
+        reason = " ".join(str(cause or error).split())  # Hydra writes paragraphs
+        if isinstance(cause, ValueError):
+            raise ValueError(f"{key}: {reason}") from None
+        raise ValueError(f"{key}: {node.get('_target_')} cannot be made: {reason}") from None
+    if not isinstance(made, kind):
+        raise ValueError(f"{key}: {node.get('_target_')} is no {kind.__name__}")
+    return made
 
 
 def _place(config: DictConfig, key: str) -> tuple[DictConfig, str]:

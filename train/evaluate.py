@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from ..data.artefact import atomic_write_json
+from ..data.tokens import DATASET, TokenDataset
 from .pretrain import EXPORT, measure
 from .runs import METRICS, finished_run
 from .tokenizer import IMAGE_MODEL, evaluate_tokenizer
@@ -20,8 +21,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     """
     run = Path(config.evaluate.run)
     before = finished_run(run)
-    made = OmegaConf.load(run / "config.yaml")
-    assert isinstance(made, DictConfig)
+    made = _configuration(run / "config.yaml")
     for name in ("device", "precision", "threads"):  # of this machine, not of the one that trained
         made[name] = config[name]
     if (run / EXPORT).exists():
@@ -36,10 +36,22 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     return measured
 
 
+def _configuration(path: Path) -> DictConfig:
+    try:
+        made = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: without it the run cannot be measured again") from None
+    except Exception as fault:  # the parser of YAML raises its own kinds
+        raise ValueError(f"{path} cannot be read: {str(fault).splitlines()[0]}") from None
+    if not isinstance(made, DictConfig):
+        raise ValueError(f"{path} is no configuration")
+    return made
+
+
 def _tokens(run: Path, made: DictConfig, before: dict[str, Any]) -> Path:
     """The token data set that a run was trained on, found by its identity beside its documents."""
-    wanted, root = before["made_from"]["tokens"], Path(made.data.folder)
-    for record in sorted(root.parent.glob(f"{root.name}-*/dataset.json")):
-        if json.loads(record.read_text(encoding="utf-8"))["identity"] == wanted:
+    wanted, root = before.get("made_from", {}).get("tokens"), Path(made.data.folder)
+    for record in sorted(root.parent.glob(f"{root.name}-*/{DATASET}")):
+        if TokenDataset(record.parent, "train").identity == wanted:
             return record.parent
     raise ValueError(f"the tokens of {run} are not in {root.parent}: make them again with `omnigram tokens`")

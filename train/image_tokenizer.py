@@ -103,6 +103,7 @@ class ImageTokenizerTraining(StepModule):
             weight = self._adversarial_weight(loss, adversarial)
             loss = loss + weight * adversarial
             logged |= {"adversarial": adversarial, "adversarial_weight": weight}
+        self.check_loss(loss, f"tokenizer.optimizer.learning_rate={self.settings.optimizer.learning_rate}")
         self._update(optimizer, loss, self.tokenizer, learning_rate)
         self.averaged.update_parameters(self.tokenizer)
         if self.step % self.settings.trainer.log_every_n_steps == 0:

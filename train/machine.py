@@ -1,45 +1,59 @@
 """The machine a run stands on: device, precision, threads, and the Lightning trainer that knows them."""
 
 import logging
+import signal
 import warnings
+from pathlib import Path
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
+from torch.utils.data import DataLoader
 from transformers.utils import logging as transformers_logging
 
 from .curves import make_loggers
 from .runs import Run
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 
 
 def prepare(config: DictConfig) -> torch.device:
     """Set torch up as the configuration asks; the device to work on. ValueError if there is no such device."""
-    if config.device not in DEVICES:
-        raise ValueError(f"device={config.device!r} is unknown: choose of {', '.join(DEVICES)}")
+    device = choose_device(config.device)
     if config.threads is not None:
         torch.set_num_threads(int(config.threads))
     torch.set_flush_denormal(True)  # Adam's square roots meet subnormals, which a CPU computes many times slower
+    torch.utils.deterministic.fill_uninitialized_memory = False  # or deterministic runs write all memory twice
     _quiet()
+    return device
+
+
+def choose_device(name: str, key: str = "device") -> torch.device:
+    """The device of a name; `auto` takes the best there is. ValueError names the setting `key`."""
+    if name not in DEVICES:
+        raise ValueError(f"{key}={name!r} is unknown: choose of {', '.join(DEVICES)}")
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if config.device == "auto":
-        return torch.device(next(name for name, there in available.items() if there))
-    if not available[config.device]:
-        raise ValueError(f"device={config.device}: this machine has none; set device=auto or device=cpu")
-    return torch.device(config.device)
+    if name == "auto":
+        return torch.device(next(device for device, there in available.items() if there))
+    if not available[name]:
+        raise ValueError(f"{key}={name}: this machine has none; set {key}=auto or {key}=cpu")
+    return torch.device(name)
 
 
 def _quiet() -> None:
     """Leave the terminal to our own lines: others' advice, progress bars and notes on their own code are no help."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # the loader is a thread of its own
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 
 
 def precision(config: DictConfig) -> str:
     """Lightning's word for the precision: `auto` is bf16 where a GPU computes it, float32 elsewhere."""
+    if config.precision not in PRECISIONS:
+        raise ValueError(f"precision={config.precision!r} is unknown: choose of {', '.join(PRECISIONS)}")
     if config.precision != "auto":
         return str(config.precision)
     return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
@@ -61,3 +75,13 @@ def make_trainer(config: DictConfig, run: Run, callbacks: list[Callback], resume
         enable_model_summary=False,
         deterministic="warn" if config.deterministic else False,
     )
+
+
+def fit(trainer: Trainer, module: LightningModule, batches: DataLoader, checkpoint: Path | None) -> None:
+    """`trainer.fit`, from a checkpoint on; an interruption stays one, where Lightning exits with code 1."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:
+        signal.signal(signal.SIGINT, handler)  # which Lightning has switched off
+        raise KeyboardInterrupt from None

@@ -76,6 +76,7 @@ def draw(options: argparse.Namespace) -> int:
             raise ValueError("the prompt is empty: say in words what to draw")
     if options.n < 1:
         raise ValueError(f"-n {options.n} must be 1 or more")
+    _check_seed(options.seed)
     out = Path(options.out)
     captions = [words for words in options.words for _ in range(options.n)]
     files = [out]
@@ -113,6 +114,7 @@ def describe(options: argparse.Namespace) -> int:
 
 def finish(options: argparse.Namespace) -> int:
     """`omnigram complete`."""
+    _check_seed(options.seed)
     picture, out = _read(options.picture), Path(options.out)
     _check_writable([out])
     omnigram = _load(options)
@@ -158,6 +160,11 @@ def _load(options: argparse.Namespace) -> "Omnigram":
 
     device = prepare(OmegaConf.create({"device": options.device, "threads": None}))
     return Omnigram.from_pretrained(folder, device=device)
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise ValueError(f"--seed {seed} must be 0 or more")
 
 
 def _sampling(omnigram: "Omnigram", options: argparse.Namespace) -> "dict[str, Sampling] | None":

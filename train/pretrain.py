@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
@@ -22,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..data.artefact import publish_folder
 from ..data.evaluation_batches import EvaluationBatches
 from ..data.kinds import WORDS_TO_PICTURE
-from ..data.loader import Loader, LoaderConfig
+from ..data.loader import Loader, LoaderConfig, Seen
 from ..data.packing import PackedBatch
 from ..data.tokens import TokenDataset
 from ..model.bundle import Omnigram
@@ -30,10 +29,12 @@ from ..model.card import Card
 from ..model.configuration import OmnigramConfig
 from ..model.decoder import OmnigramForCausalLM
 from ..model.generation.choice import Sampling
+from ..model.size import flops_per_token
 from ..tokenizers.image import ImageTokenizer
 from ..tokenizers.text import TextTokenizer
 from .checkpointing import Checkpoints, Seeding, load_step
-from .machine import make_trainer, prepare
+from .compose import build
+from .machine import fit, make_trainer, prepare
 from .pictures_page import contact_sheet
 from .pretrain_metrics import EvaluationSettings, evaluate_pretraining
 from .pretraining import Pretraining, bits_by_modality
@@ -55,33 +56,41 @@ WATCHING = (
 
 def pretrain(config: DictConfig) -> Path:
     """Pre-train the decoder that `config.model` describes on `config.data`, unless that is done; the run folder."""
-    folder = make_tokens(config)
     prepare(config)
+    _decoder_config(config, vocab_size=1)  # what cannot work is said before tokens are made
+    folder = make_tokens(config)
     tokens = TokenDataset(folder, "train")
+    decoder = model_config(config, tokens)
     made_from = _made_from(config, tokens)
     model_name = _chosen_model(config)
     with open_run(config.pretrain.runs, f"{config.data.name}-{model_name}", made_from) as run:
         if run.finished:
             return run.folder
         write_config(run, OmegaConf.to_yaml(config, resolve=True))
-        module = _train(run, config, tokens, tokenizer_run(config))
+        module = _train(run, config, decoder, tokens, tokenizer_run(config))
         if not (run.folder / EXPORT).exists():
             with publish_folder(run.folder / EXPORT) as partial:
                 bundle(module.model, tokens, tokenizer_run(config), config).save_pretrained(partial)
         measured = measure(run.folder, folder, config)
-        seconds, seen = float(module.seconds), (module.data_state or {}).get("seen", {})
-        training = {
-            "train_seconds": round(seconds, 1),
-            "train_tokens": seen.get("tokens", 0),
-            "train_documents": seen.get("documents", 0),
-            "tokens_per_second": round(seen.get("tokens", 0) / max(seconds, 1e-9), 1),
-            "parameters": sum(p.numel() for p in module.model.parameters()),
-            "seed": config.seed,
-        }
-        run.finish({**measured, **training})
+        run.finish({**measured, **_training_numbers(module), "model": model_name, "seed": config.seed})
         console = Console(stderr=True)
         console.print(f"{run.folder}: see {run.folder / 'samples.png'}", highlight=False, soft_wrap=True)
     return run.folder
+
+
+def _training_numbers(module: Pretraining) -> dict[str, Any]:
+    """What the training cost, from its start, the stops left out."""
+    assert module.data_state is not None
+    seconds, seen = float(module.seconds), Seen(**module.data_state["seen"])
+    flops = flops_per_token(module.model.config, context=seen.pairs / seen.tokens)
+    return {
+        "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
+        "train_documents": seen.documents,
+        "train_tokens": seen.tokens,
+        "train_flops": flops * seen.tokens,
+        "train_seconds": round(seconds, 1),
+        "tokens_per_second": round(seen.tokens / seconds, 1),
+    }
 
 
 def measure(run: Path, tokens: Path, config: DictConfig) -> dict[str, Any]:
@@ -109,7 +118,7 @@ def _made_from(config: DictConfig, tokens: TokenDataset) -> dict[str, Any]:
 def model_config(config: DictConfig, tokens: TokenDataset) -> OmnigramConfig:
     """The decoder's configuration, its vocabulary filled in from the tokens.
 
-    ValueError if a published model fixes another vocabulary, or a document cannot fit its positions.
+    ValueError if a published model fixes another vocabulary, or a picture or a document does not fit.
     """
     vocabulary = tokens.vocabulary
     if not OmegaConf.is_missing(config.model, "vocab_size") and config.model.vocab_size != vocabulary.size:
@@ -119,7 +128,21 @@ def model_config(config: DictConfig, tokens: TokenDataset) -> OmnigramConfig:
     settings = {"vocab_size": vocabulary.size}
     for name in ("pad", "bos", "eos"):
         settings[f"{name}_token_id"] = vocabulary.id(name)
-    made = instantiate(config.model, **settings)
+    grammar = tokens.grammar()
+    for size in tokens.record["splits"]["train"].get("grids") or {}:
+        height, width = map(int, size.split("x"))
+        needed = grammar.blocks["image"].length(height, width) + 2  # bos and eos
+        if needed > config.loader.length:
+            raise ValueError(
+                f"loader.length={config.loader.length} holds no picture of {height} x {width} codes: "
+                f"set {needed} or more, and leave room for words"
+            )
+    return _decoder_config(config, **settings)
+
+
+def _decoder_config(config: DictConfig, **ids: int) -> OmnigramConfig:
+    """The decoder's configuration with these ids. ValueError for options that do not go together."""
+    made = build(config, "model", OmnigramConfig, **ids)
     if config.loader.length > made.max_position_embeddings:
         raise ValueError(
             f"loader.length={config.loader.length} is more than model.max_position_embeddings="
@@ -155,13 +178,22 @@ class _Batches(IterableDataset[PackedBatch]):
         options = LoaderConfig(
             **settings, seed=self.config.seed, loss_weights=dict(loss.weights), partitioned=loss.partitioned
         )
-        return iter(Loader(self.tokens, self.tokens.grammar(), options, state=self.module.data_state))
+        # within the generator: an error while Lightning sets itself up would be hidden by one of its own
+        yield from Loader(self.tokens, self.tokens.grammar(), options, state=self.module.data_state)
 
 
-def _train(run: Run, config: DictConfig, tokens: TokenDataset, tokenizers: Path) -> Pretraining:
+def _train(
+    run: Run, config: DictConfig, decoder: OmnigramConfig, tokens: TokenDataset, tokenizers: Path
+) -> Pretraining:
     """Train to the last step, from the newest checkpoint on."""
     torch.manual_seed(config.seed)
-    model = OmnigramForCausalLM(model_config(config, tokens))
+    try:
+        model = OmnigramForCausalLM(decoder)
+    except ImportError:
+        raise ValueError(
+            f"model.attn_implementation={config.model.attn_implementation} needs a package that is not installed: "
+            "pip install 'omnigram[flash]', or set model.attn_implementation=sdpa"
+        ) from None
     module = Pretraining(model, tokens.vocabulary, config)
     checkpoint, steps = run.newest_checkpoint(), config.trainer.max_steps
     if checkpoint is not None and load_step(checkpoint) >= steps:
@@ -178,8 +210,7 @@ def _train(run: Run, config: DictConfig, tokens: TokenDataset, tokenizers: Path)
     if config.trainer.compile:
         model.model.compile(dynamic=False)
     trainer = make_trainer(config, run, callbacks, load_step(checkpoint))
-    loader = DataLoader(_Batches(tokens, config, module), batch_size=None)
-    trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+    fit(trainer, module, DataLoader(_Batches(tokens, config, module), batch_size=None), checkpoint)
     return module
 
 
@@ -202,7 +233,8 @@ class HeldOut(Callback):
         if step % self.config.trainer.validate_every_n_steps:
             return
         pl_module.model.eval()
-        with torch.no_grad():
+        # not compiled: every new shape would be compiled anew
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             for split, dataset in self.heldout.items():
                 values = {f"{split}/bits_{name}": bits for name, bits in self._bits(pl_module, dataset).items()}
                 for logger in trainer.loggers:

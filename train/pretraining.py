@@ -76,6 +76,7 @@ class Pretraining(StepModule):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * factor
         parts = self.loss_parts(batch)
+        self.check_loss(parts.loss, f"optimizer.learning_rate={settings.learning_rate}")
         optimizer.zero_grad()
         self.manual_backward(parts.loss / parts.weight.clamp_min(1e-6))
         length = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.gradient_clip)

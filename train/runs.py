@@ -7,13 +7,15 @@ finished.
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
-from ..data.artefact import FolderLock, atomic_write, atomic_write_json, identity, plain_errors, provenance
+from ..data.artefact import FolderLock, atomic_write, atomic_write_json, identity, make_folder, plain_errors, provenance
 
 METRICS, RECORD, LATEST = "metrics.json", "run.json", "latest"
 CHECKPOINTS = "checkpoints"
@@ -36,9 +38,12 @@ class Run:
         return self.folder / CHECKPOINTS
 
     def newest_checkpoint(self) -> Path | None:
-        """The checkpoint of the most steps; they are written whole or not at all."""
-        found = sorted(self.checkpoints.glob("step-*.ckpt"))
-        return found[-1] if found else None
+        """The checkpoint of the most steps that is whole. They are written whole or not at all, but disks fail."""
+        for path in sorted(self.checkpoints.glob("step-*.ckpt"), reverse=True):
+            if is_zipfile(path):  # the form of torch.save; its directory is at the end
+                return path
+            warnings.warn(f"{path} is damaged and is passed over", stacklevel=2)
+        return None
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
         """Write metrics.json with the run's configuration and provenance, then point `latest` at this run."""
@@ -57,18 +62,29 @@ def open_run(root: Path | str, name: str, made_from: Mapping[str, Any]) -> Itera
     made_from = json.loads(json.dumps(made_from))
     digest = identity(made_from)
     run = Run(Path(root) / f"{name}-{digest[:8]}", digest, made_from)
-    with plain_errors(run.folder):
-        run.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(run.folder)
+    link = run.folder.parent / LATEST
+    if link.exists() and not link.is_symlink():
+        raise FileExistsError(f"{link} is in the place of the link to the newest run: rename it")
     if run.finished:
+        finished_run(run.folder)
         point_latest(run.folder)
         yield run
         return
     with FolderLock(run.folder), plain_errors(run.folder):
-        if not (run.folder / RECORD).exists():
+        if not _has_provenance(run.folder / RECORD):
             atomic_write_json(
                 run.folder / RECORD, {"identity": digest, "made_from": made_from, "provenance": provenance()}
             )
         yield run
+
+
+def _has_provenance(record: Path) -> bool:
+    """Whether the record of a run is there and whole."""
+    try:
+        return "provenance" in json.loads(record.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError, TypeError):
+        return False
 
 
 def point_latest(folder: Path) -> None:
@@ -85,11 +101,14 @@ def finished_run(folder: Path | str) -> dict[str, Any]:
     """metrics.json of a finished run. ValueError if it is not one, with what to do."""
     path = Path(folder) / METRICS
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        metrics = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{folder} is no finished run ({METRICS} is missing): finish it, or name another") from None
-    except json.JSONDecodeError as fault:
-        raise ValueError(f"{path} is damaged ({fault}): evaluate the run again") from None
+    except ValueError:
+        metrics = None
+    if not isinstance(metrics, dict):
+        raise ValueError(f"{path} is damaged: remove it, then run the step again, which measures anew")
+    return metrics
 
 
 def write_config(run: Run, text: str) -> None:

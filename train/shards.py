@@ -11,10 +11,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -24,6 +22,7 @@ from ..data.document import Document
 from ..data.shards import RECORDS, ShardWriter
 from ..data.sources import Source
 from ..data.splits import SPLITS, Splits
+from .compose import build
 
 FORMAT, FORMAT_VERSION = "omnigram-documents", 1
 DATASET = "dataset.json"
@@ -39,7 +38,7 @@ def make_shards(config: DictConfig) -> Path:
     """
     data = config.data
     folder = Path(data.folder)
-    source, splits = _build(data.source, Source), _build(data.splits, Splits)
+    source, splits = build(config, "data.source", Source), build(config, "data.splits", Splits)
     settings = OmegaConf.to_container(data, resolve=True)
     assert isinstance(settings, dict)
     made_from = _made_from(settings, source)
@@ -60,23 +59,6 @@ def make_shards(config: DictConfig) -> Path:
     for line in _summary(folder, record):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return folder
-
-
-T = TypeVar("T")
-
-
-def _build(node: DictConfig, kind: type[T]) -> T:
-    try:
-        made = instantiate(node, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, ValueError | OSError):
-            raise cause from None
-        reason = " ".join(str(cause or error).split())  # Hydra writes paragraphs
-        raise ValueError(f"data: {node.get('_target_')} cannot be made: {reason}") from None
-    if not isinstance(made, kind):
-        raise ValueError(f"data: {node.get('_target_')} is no {kind.__name__}")
-    return made
 
 
 def _made_from(settings: dict[Any, Any], source: Source) -> dict[str, Any]:
@@ -120,9 +102,16 @@ def _discard_other(folder: Path, request: str) -> None:
     records.mkdir(exist_ok=True)
     remove_partials(records)
     for path in sorted(records.glob("*.json")):
-        if json.loads(path.read_text(encoding="utf-8"))["request"] != request:
+        if not _is_record_of(path, request):
             (folder / path.stem).unlink(missing_ok=True)
             path.unlink()
+
+
+def _is_record_of(path: Path, request: str) -> bool:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["request"] == request
+    except (ValueError, KeyError, TypeError):  # damaged
+        return False
 
 
 def _write(
@@ -163,7 +152,10 @@ def _record(
 ) -> dict[str, Any]:
     """The contents of dataset.json."""
     if "train" not in shards:
-        raise ValueError(f"the source has no document for the split train ({source.skipped.seen} samples seen)")
+        raise ValueError(
+            f"the source has no document for the split train ({source.skipped.seen} samples seen): "
+            "lower data.splits.val= and data.splits.test=, or change data.splits.seed="
+        )
     contents = {split: [(shard["file"], shard["sha256"]) for shard in listed] for split, listed in shards.items()}
     return {
         "format": FORMAT,

@@ -35,11 +35,16 @@ LOSS = "bits_per_picture"
 def summarise_sweep(run_folders: Iterable[Path | str], out: Path | str, console: Console | None = None) -> Path:
     """Gather finished runs into the folder `out`, which is made; print the table.
 
-    ValueError for no run, for one that is not finished, or for one whose metrics.json lacks a column.
+    ValueError for no run, for one that is not finished or whose metrics.json lacks a column, and for other tokens.
     """
-    rows = sorted((_row(Path(folder)) for folder in dict.fromkeys(run_folders)), key=lambda row: row["parameters"])
+    folders = [Path(folder) for folder in dict.fromkeys(run_folders)]
+    rows = sorted((_row(folder) for folder in folders), key=lambda row: row["parameters"])
     if not rows:
         raise ValueError("a sweep needs at least one finished run: none was named")
+    tokens = [finished_run(folder).get("made_from", {}).get("tokens") for folder in folders]
+    for folder, other in zip(folders, tokens, strict=True):
+        if other != tokens[0]:
+            raise ValueError(f"{folder} learnt other tokens than {folders[0]}: their bits cannot be compared")
     out = Path(out)
     atomic_write(out / TABLE, _csv(rows))
     atomic_write(out / TABLE_TEXT, _markdown(rows))
@@ -53,6 +58,8 @@ def _row(folder: Path) -> dict[str, Any]:
     """One run: the name of its model, its folder, and the columns."""
     metrics = finished_run(folder)
     for column in COLUMNS:
+        if column == LOSS and metrics.get(column) is None:
+            raise ValueError(f"{folder} has no {COLUMNS[LOSS]}, for its data have no split test or val: make some")
         if not isinstance(metrics.get(column), int | float):
             raise ValueError(f"{folder / METRICS} has no number {column!r}: evaluate the run again")
     name = str(metrics.get("model", folder.resolve().name))

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from ..data.artefact import atomic_write, publish_folder
 from ..data.picture_batches import Pictures, PictureStream
+from ..data.pictures import buckets_of
 from ..data.shards import read_shard
 from ..tokenizers.convolutional import NetworkConfig
 from ..tokenizers.image import ImageTokenizer, to_pixels, to_uint8
@@ -27,7 +28,7 @@ from ..tokenizers.quantizer import QuantizerConfig
 from ..tokenizers.text import TextTokenizer
 from .checkpointing import Checkpoints, Seeding, load_step
 from .image_tokenizer import ImageTokenizerTraining
-from .machine import make_trainer, prepare
+from .machine import fit, make_trainer, prepare
 from .pictures_page import contact_sheet
 from .progress import TrainingProgress
 from .runs import Run, open_run, write_config
@@ -43,14 +44,16 @@ WATCHING = ("log_every_n_steps", "validate_every_n_steps", "checkpoint_every_n_s
 
 def make_tokenizer(config: DictConfig) -> Path:
     """Train the tokenizers that `config.tokenizer` describes on `config.data`, unless that is done; the run folder."""
-    folder = make_shards(config)
-    prepare(config)
     settings = config.tokenizer
     sizes = (
         int(settings.pictures.resolution),
         NetworkConfig(**settings.network).patch,
         float(settings.pictures.max_ratio),
     )
+    prepare(config)
+    buckets_of(*sizes)  # what cannot work is said before the data are made
+    QuantizerConfig(**settings.quantizer)
+    folder = make_shards(config)
     pictures = Pictures(folder, "train", *sizes)
     with open_run(settings.runs, f"{config.data.name}-{settings.name}", _made_from(config, pictures)) as run:
         if run.finished:
@@ -133,7 +136,7 @@ def _train(
     if validation is not None:
         callbacks.append(Reconstructions(validation, run.folder, settings.trainer))
     trainer = make_trainer(config, run, callbacks, load_step(checkpoint))
-    trainer.fit(module, DataLoader(stream, batch_size=None), ckpt_path=checkpoint, weights_only=True)
+    fit(trainer, module, DataLoader(stream, batch_size=None), checkpoint)
     return module, float(module.seconds)
 
 

@@ -34,6 +34,7 @@ from ..data.tokens import DATASET, FORMAT, FORMAT_VERSION, VOCABULARY, read_reco
 from ..tokenizers.image import ImageTokenizer
 from ..tokenizers.text import TextTokenizer
 from ..tokenizers.vocabulary import TEXT, Vocabulary
+from .machine import choose_device
 from .shards import FORMAT as DOCUMENTS
 from .tokenizer import IMAGE_MODEL, TEXT_MODEL, tokenizer_run
 
@@ -51,9 +52,7 @@ def make_tokens(config: DictConfig) -> Path:
     for part in (TEXT_MODEL, IMAGE_MODEL):
         if not (run / part).exists():
             raise FileNotFoundError(f"{run / part} is missing: train the tokenizers first, or set tokens.tokenizer=")
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(options.device, "tokens.device")
     return write_tokens(
         Path(config.data.folder),
         TextTokenizer.load(run / TEXT_MODEL),

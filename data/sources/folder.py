@@ -5,6 +5,7 @@ Captions are looked for in this order: a table (`captions` names it, else captio
 """
 
 import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -151,16 +152,12 @@ def _read_table(path: Path, folder: Path) -> dict[str, str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".jsonl":
-            for number, line in enumerate(text.splitlines(), 1):
+            for number, line in enumerate(text.split("\n"), 1):
                 if line.strip():
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise ValueError(f"line {number} is no JSON object")
-                    rows.append(row)
+                    rows.append(_row(line, number))
         else:
-            rows = list(
-                csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if path.suffix == ".tsv" else ",")
-            )
+            delimiter = "\t" if path.suffix == ".tsv" else ","
+            rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
     except (ValueError, csv.Error) as error:
         raise ValueError(f"the captions in {path} cannot be read: {error}") from None
     columns = list(rows[0]) if rows else []
@@ -176,6 +173,16 @@ def _read_table(path: Path, folder: Path) -> dict[str, str]:
         if isinstance(file, str) and isinstance(caption, str):
             table[_relative(file, base, folder)] = caption
     return table
+
+
+def _row(line: str, number: int) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise ValueError(f"line {number} is no JSON object")
+    return row
 
 
 def _relative(file: str, base: Path, folder: Path) -> str:

@@ -124,8 +124,9 @@ def _read(url: str) -> Iterator[tuple[str, dict[str, bytes]]]:
     """(key, members) of a shard at any address; ShardError names the address."""
     try:
         stream = gopen(url, "rb")
-    except (OSError, ValueError) as error:
-        raise ShardError(f"the shard {url} cannot be opened: {error}") from None
+    except Exception as error:  # the readers of hf:// and others raise their own kinds
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise ShardError(f"the shard {url} cannot be opened: {reason}") from None
     try:
         with open_archive(stream=cast(IO[bytes], stream)) as archive:
             yield from archive_samples(archive, url)

@@ -1,16 +1,20 @@
 """Atomic files and folders, identities and provenance."""
 
+import errno
 import json
+import os
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from omnigram.data.artefact import (
     atomic_file,
     atomic_write,
     atomic_write_json,
     identity,
+    make_folder,
     provenance,
     publish_folder,
     remove_partials,
@@ -31,6 +35,37 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
     atomic_write(path, lambda file: file.write(b"new"))
     assert path.read_bytes() == b"new"
     assert [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
+@pytest.mark.parametrize("by", [OSError, SafetensorError])
+def test_a_full_disk_is_one_line_whoever_meets_it(tmp_path, number, by):
+    said = os.strerror(number)
+    fault = OSError(number, said) if by is OSError else SafetensorError(f"I/O error: {said} (os error {number})")
+
+    def fail_midway():
+        with publish_folder(tmp_path / "export") as partial:
+            (partial / "half").touch()
+            raise fault
+
+    with pytest.raises(OSError, match=r"export cannot be written: (the disk is full|a file is larger)") as caught:
+        fail_midway()
+    assert caught.value.errno == number
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(SafetensorError, match="header"), publish_folder(tmp_path / "export"):
+        raise SafetensorError("a damaged header")
+
+
+@pytest.mark.parametrize("place", ["file", "file/deep", "/proc/none/deep"])
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, place):
+    (tmp_path / "file").touch()
+    made = make_folder(tmp_path / "new" / "deep")
+    assert make_folder(made).is_dir()
+    reason = r"\(.*/file is a file\)" if place.startswith("file") else r"\(No such file or directory\)"
+    with pytest.raises(NotADirectoryError, match=rf".*{place} cannot be made {reason}: choose another one$"):
+        make_folder(tmp_path / place)
+    with pytest.raises(NotADirectoryError, match="choose another one"):
+        atomic_write(tmp_path / place / "a.txt", "x")
 
 
 def test_json_is_readable(tmp_path):

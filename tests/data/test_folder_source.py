@@ -149,6 +149,19 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"captions\.csv cannot be read"):
         FolderSource(tmp_path)
     table.unlink()
-    (tmp_path / "captions.jsonl").write_text("[1]\n")
-    with pytest.raises(ValueError, match="line 1 is no JSON object"):
-        FolderSource(tmp_path)
+    for line in ("[1]", "{broken"):
+        (tmp_path / "captions.jsonl").write_text(f'{{"file": "000.png", "caption": "x"}}\n{line}\n')
+        with pytest.raises(ValueError, match=r"captions\.jsonl cannot be read: line 2 is no JSON object"):
+            FolderSource(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["captions.csv", "captions.jsonl"])
+def test_a_line_separator_within_a_caption_ends_no_row(tmp_path, name):
+    fill_folder(tmp_path, 2)
+    caption = "one\u2028line"
+    rows = {
+        "captions.csv": f"file,caption\n000.png,{caption}\n001.png,b\n",
+        "captions.jsonl": f'{{"file": "000.png", "caption": "{caption}"}}\n{{"file": "001.png", "caption": "b"}}\n',
+    }
+    (tmp_path / name).write_text(rows[name], encoding="utf-8")
+    assert list(captions(FolderSource(tmp_path)).values()) == [caption, "b"]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from omnigram.data.pictures import aspect_buckets, decode, fit, verify
+from omnigram.data.pictures import aspect_buckets, buckets_of, decode, fit, verify
 
 
 def encoded(image, kind="PNG", **options):
@@ -132,6 +132,17 @@ def test_buckets_refuse_the_impossible():
         aspect_buckets(63, 8)
     with pytest.raises(ValueError, match=r"max_ratio=0\.5"):
         aspect_buckets(64, 8, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "near"), [(60, "to 56 or 64"), (65, "to 64 or 72"), (4, "to 8"), (0, "to 8"), (-64, "to 8")]
+)
+def test_a_resolution_is_whole_codes(resolution, near):
+    assert buckets_of(64, 8, 2.0) == aspect_buckets(64 * 64, 8, 2.0)
+    with pytest.raises(
+        ValueError, match=rf"pictures of {resolution} pixels .*tokenizer\.pictures\.resolution.* {near}$"
+    ):
+        buckets_of(resolution, 8)
 
 
 def test_fit_takes_the_nearest_shape_and_cuts_evenly():

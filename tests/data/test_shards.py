@@ -243,6 +243,16 @@ def test_after_kill_9_the_same_command_goes_on(made, pictures, tmp_path, monkeyp
     assert one["splits"] == two["splits"]
 
 
+@pytest.mark.parametrize("record", ["{", "{}", "[]"])
+def test_a_damaged_record_of_a_stopped_run_is_made_again(made, pictures, tmp_path, record):
+    records = tmp_path / "set" / ".records"
+    records.mkdir(parents=True)
+    (tmp_path / "set" / "train-000000.tar").write_bytes(b"cut")
+    (records / "train-000000.tar.json").write_text(record)
+    make_shards(data_config(pictures, tmp_path / "set"))
+    assert shard_bytes(tmp_path / "set") == shard_bytes(made)
+
+
 def test_half_made_shards_of_another_configuration_are_discarded(made, pictures, tmp_path):
     folder = tmp_path / "set"
     with ShardWriter(folder, "train", 3, "another request") as writer:

@@ -72,6 +72,12 @@ def test_faults_are_told(folder: Path, tmp_path: Path) -> None:
     (folder / VOCABULARY).write_text(other)
     with pytest.raises(ValueError, match="is not the vocabulary of"):
         _ = TokenDataset(folder, "train").vocabulary
+    (folder / VOCABULARY).write_text("{}")
+    with pytest.raises(ValueError, match=r"vocabulary\.json: not the JSON of a vocabulary.*: remove .* tokens"):
+        _ = TokenDataset(folder, "train").vocabulary
+    (folder / VOCABULARY).unlink()
+    with pytest.raises(ValueError, match=r"vocabulary\.json is missing: remove .*, then make the tokens again"):
+        _ = TokenDataset(folder, "train").vocabulary
 
 
 def test_a_shard_that_is_not_as_recorded_is_named(folder: Path) -> None:

@@ -12,6 +12,7 @@ from made_pictures import picture, tar_of
 
 from omnigram.data.document import Document, Segment
 from omnigram.data.shards import ShardError, read_shard, write_shard
+from omnigram.data.sources import webdataset
 from omnigram.data.sources.webdataset import WebDatasetSource
 
 
@@ -169,3 +170,17 @@ def test_a_file_that_is_no_tar_and_a_command_that_fails_are_named(tmp_path):
         list(WebDatasetSource(f"pipe:cat {tmp_path}/b.tar; exit 4"))
     with pytest.raises(ShardError, match=r"nowhere://x\.tar cannot be opened"):
         list(WebDatasetSource("nowhere://x.tar"))
+    with pytest.raises(ShardError, match=r"the shard .* cannot be opened: Is a directory$"):
+        list(WebDatasetSource(str(tmp_path)))
+
+
+def test_an_address_whose_reader_fails_in_its_own_way_is_named(monkeypatch):
+    class OfSomeLibraryError(Exception):
+        pass
+
+    def fail(url, mode):
+        raise OfSomeLibraryError("the name is\n not known")
+
+    monkeypatch.setattr(webdataset, "gopen", fail)
+    with pytest.raises(ShardError, match=r"^the shard hf://a/b\.tar cannot be opened: the name is not known$"):
+        list(WebDatasetSource("hf://a/b.tar"))

@@ -23,6 +23,7 @@ VOCABULARY = {"base": 16384, "large": 16384, "1b": 16384, "3b": 16384, "7b": 320
 # embedding, attention, feed_forward, norms, head (0: tied)
 COUNTS = {
     "nano": (3072 * 128, 6 * 4 * 128**2, 6 * 3 * 128 * 352, 6 * (2 * 128 + 2 * 32) + 128, 0),
+    "mini": (491_520, 6 * 4 * 160**2, 6 * 3 * 160 * 448, 6 * (2 * 160 + 2 * 32) + 160, 0),
     "micro": (786_432, 1_572_864, 3_244_032, 4_096, 0),
     "small": (1_179_648, 5_308_416, 10_616_832, 8_448, 0),
     "base": (12_582_912, 28_311_552, 56_623_104, 20_736, 12_582_912),
@@ -127,6 +128,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"residual_dropout": 1.0}, "residual_dropout is 1.0"),
     ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
     ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_parameters.rope_type 'dynamic'"),
+    ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters.rope_type yarn needs rope_parameters.factor"),
 ]
 
 

@@ -59,6 +59,7 @@ def test_each_step_leaves_what_the_design_says(road: tuple[Path, DictConfig]):
         "train_seconds",
         "tokens_per_second",
         "parameters",
+        "train_flops",
     }
     assert wanted <= numbers.keys()
 

@@ -1,9 +1,11 @@
 """Run folders: one a configuration, one process at a time, finished only with metrics.json."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from omnigram.data.artefact import FolderBusyError
 from omnigram.train.curves import CurveLogger, make_loggers, read_curves
@@ -37,6 +39,12 @@ def test_latest_is_the_newest_finished_run(tmp_path: Path):
     assert (tmp_path / "latest").resolve() == first.folder.resolve()
 
 
+def test_something_in_the_place_of_the_link_is_named_before_the_work(tmp_path: Path):
+    (tmp_path / "latest").mkdir()
+    with pytest.raises(FileExistsError, match=r"/latest is in the place of the link"), open_run(tmp_path, "run", {}):
+        pytest.fail("it must not begin")
+
+
 def test_two_runs_in_one_folder_are_refused_in_one_line(tmp_path: Path):
     with (
         open_run(tmp_path, "run", {"a": 1}),
@@ -50,9 +58,21 @@ def test_two_runs_in_one_folder_are_refused_in_one_line(tmp_path: Path):
 def test_an_unfinished_or_damaged_run_is_named(tmp_path: Path):
     with pytest.raises(ValueError, match=r"no finished run \(metrics\.json is missing\)"):
         finished_run(tmp_path)
-    (tmp_path / "metrics.json").write_text("{")
-    with pytest.raises(ValueError, match="is damaged"):
-        finished_run(tmp_path)
+    for damaged in ("{", "[]"):
+        (tmp_path / "metrics.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"metrics\.json is damaged: remove it, then run the step again"):
+            finished_run(tmp_path)
+
+
+def test_a_damaged_run_is_not_taken_for_a_finished_one(tmp_path: Path):
+    with open_run(tmp_path, "run", {}) as run:
+        (run.folder / "run.json").write_text("{")
+    with open_run(tmp_path, "run", {}) as run:
+        run.finish({"psnr": 20.0})
+    assert finished_run(run.folder)["provenance"]
+    (run.folder / "metrics.json").write_text("{")
+    with pytest.raises(ValueError, match="is damaged"), open_run(tmp_path, "run", {}):
+        pass
 
 
 def test_the_newest_checkpoint_has_the_most_steps(tmp_path: Path):
@@ -60,11 +80,16 @@ def test_the_newest_checkpoint_has_the_most_steps(tmp_path: Path):
         assert run.newest_checkpoint() is None
         run.checkpoints.mkdir()
         for step in (100, 20, 3000):
-            (run.checkpoints / f"step-{step:08d}.ckpt").touch()
+            torch.save(step, run.checkpoints / f"step-{step:08d}.ckpt")
         (run.checkpoints / "step-00009999.partial").touch()
         newest = run.newest_checkpoint()
         assert newest is not None
         assert newest.name == "step-00003000.ckpt"
+        os.truncate(newest, newest.stat().st_size // 2)
+        with pytest.warns(UserWarning, match=r"step-00003000\.ckpt is damaged and is passed over"):
+            before = run.newest_checkpoint()
+        assert before is not None
+        assert before.name == "step-00000100.ckpt"
 
 
 def test_curves_are_cut_back_to_the_checkpoint_and_go_on(tmp_path: Path):

@@ -61,4 +61,10 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     bare = run(tmp_path / "bare", {**NANO, "train_flops": None})
     with pytest.raises(ValueError, match="no number 'train_flops'"):
         summarise_sweep([bare], tmp_path / "out")
+    unmeasured = run(tmp_path / "unmeasured", {**NANO, "bits_per_picture": None})
+    with pytest.raises(ValueError, match=r"unmeasured has no held-out bits a picture.* no split test or val"):
+        summarise_sweep([unmeasured], tmp_path / "out")
+    pair = [run(tmp_path / name, {**NANO, "made_from": {"tokens": name}}) for name in ("one", "two")]
+    with pytest.raises(ValueError, match=r"/two learnt other tokens than .*/one: their bits cannot be compared"):
+        summarise_sweep(pair, tmp_path / "out")
     assert not (tmp_path / "out").exists()
