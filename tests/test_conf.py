@@ -1,6 +1,7 @@
 """The configuration: every shipped file composes, what is not in it is refused in one line with near names."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -115,7 +116,7 @@ def test_every_number_has_limits(option: str) -> None:
     known = {name for _, _, names in LIMITS for name in names.split()}
     assert len(known) == sum(len(names.split()) for _, _, names in LIMITS), "one limit a name"
     config = OmegaConf.to_container(compose_config([option, *NEEDED.get(option, [])]), resolve=True)
-    left = [config]
+    left: list[Any] = [config]
     while left:
         for name, value in left.pop().items():
             if isinstance(value, dict):

@@ -24,7 +24,8 @@ def prepare(config: DictConfig) -> torch.device:
     if config.threads is not None:
         torch.set_num_threads(int(config.threads))
     torch.set_flush_denormal(True)  # Adam's square roots meet subnormals, which a CPU computes many times slower
-    torch.utils.deterministic.fill_uninitialized_memory = False  # or deterministic runs write all memory twice
+    # or deterministic runs write all memory twice
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     _quiet()
     return device
 

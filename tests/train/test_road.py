@@ -1,6 +1,9 @@
 """Both stages from end to end at tiny size, in one process, and what the artefacts say of themselves."""
 
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ import torch
 from made_road import draw_pictures, overrides
 from omegaconf import DictConfig
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from omnigram.model.bundle import Omnigram
@@ -15,6 +19,7 @@ from omnigram.tokenizers.image import ImageTokenizer
 from omnigram.train.compose import compose_config
 from omnigram.train.curves import read_curves
 from omnigram.train.pretrain import pretrain
+from omnigram.train.pretraining import Pretraining
 from omnigram.train.tokenizer import make_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning and torch, about how they are written
@@ -115,3 +120,60 @@ def test_other_settings_are_another_run(road: tuple[Path, DictConfig], monkeypat
     assert json.loads((second / "metrics.json").read_text())["psnr"] > 0
     with Image.open(second / "reconstructions.png") as page:
         assert page.width > page.height > 64
+
+
+@pytest.fixture
+def before_pretraining(
+    road: tuple[Path, DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, list[str]]:
+    """A folder with the tokens and the tokenizers of the road, and what to ask for there."""
+    run, _ = road
+    root = run.parent.parent.parent
+    for part in ("datasets", "runs/tokenizer"):
+        shutil.copytree(root / part, tmp_path / part, symlinks=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path, overrides(root / "pictures")
+
+
+def test_a_row_that_holds_no_picture_is_refused_before_a_run_is_made(before_pretraining: tuple[Path, list[str]]):
+    folder, asked = before_pretraining
+    with pytest.raises(ValueError, match=r"loader\.length=60 holds no picture of 8 x 8 codes: set \d+ or more"):
+        pretrain(compose_config([*asked, "loader.length=60"]))
+    assert not (folder / "runs/pretrain").exists()
+
+
+def test_a_damaged_shard_of_tokens_is_named_from_within_the_training(before_pretraining: tuple[Path, list[str]]):
+    folder, asked = before_pretraining
+    [shard] = folder.glob("datasets/tiny-*/train-000000.tar")
+    os.truncate(shard, shard.stat().st_size // 2)
+    with pytest.raises(ValueError, match=r"train-000000\.tar is cut short or damaged"):
+        pretrain(compose_config(asked))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(before_pretraining: tuple[Path, list[str]]):
+    _, asked = before_pretraining
+    with pytest.raises(
+        ValueError, match=r"loss of step \d is not a finite number: lower optimizer\.learning_rate="
+    ):
+        pretrain(compose_config([*asked, "optimizer.learning_rate=1e30"]))
+
+
+def test_an_interruption_stays_one(before_pretraining: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch):
+    _, asked = before_pretraining
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(Pretraining, "training_step", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(compose_config(asked))
+    assert signal.getsignal(signal.SIGINT) == handler
+
+
+def test_a_damaged_checkpoint_is_passed_over(road: tuple[Path, DictConfig], before_pretraining: tuple[Path, list[str]]):
+    whole, _ = road
+    folder, asked = before_pretraining
+    run = folder / "runs/pretrain" / whole.name
+    shutil.copytree(whole / "checkpoints", run / "checkpoints")
+    os.truncate(run / "checkpoints/step-00000008.ckpt", 5000)
+    with pytest.warns(UserWarning, match=r"step-00000008\.ckpt is damaged and is passed over"):
+        assert pretrain(compose_config(asked)).name == whole.name
+    weights = [load_file(folder / "export/model.safetensors") for folder in (whole, run)]
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
