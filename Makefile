@@ -47,7 +47,7 @@ sweep: $(INSTALLED) ## pre-train model=nano,micro,small, then one table and one 
 notebook: $(INSTALLED) | $(EXPORT) ## open notebooks/generate.ipynb in Jupyter
 	$(VENV)/bin/jupyter lab $(ARGS) notebooks/generate.ipynb
 
-evaluate: $(INSTALLED) ## measure finished runs again
+evaluate: $(INSTALLED) ## measure a finished run again, ARGS="evaluate.run=runs/tokenizer/latest"
 	$(OMNIGRAM) evaluate $(ARGS)
 
 test: $(INSTALLED) ## the test suite

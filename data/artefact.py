@@ -74,7 +74,8 @@ def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Let the names in a folder reach the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -98,7 +99,7 @@ def atomic_file(path: Path | str) -> Iterator[IO[bytes]]:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -119,13 +120,13 @@ def atomic_write_json(path: Path | str, value: object) -> Path:
 
 
 @contextlib.contextmanager
-def publish_folder(path: Path | str, replace: bool = False) -> Iterator[Path]:
+def publish_folder(path: Path | str) -> Iterator[Path]:
     """Yield a hidden folder beside `path` to fill; on success it is synced and renamed to `path`, else removed.
 
-    An existing `path` is an error unless `replace`, which swaps it out only when the new one is whole.
+    An existing `path` is an error.
     """
     path = Path(path)
-    if path.exists() and not replace:
+    if path.exists():
         raise FileExistsError(f"{path} exists already: remove it or choose another name")
     partial = _partial(path)
     make_folder(path.parent)
@@ -136,16 +137,14 @@ def publish_folder(path: Path | str, replace: bool = False) -> Iterator[Path]:
         with plain_errors(path):
             yield partial
             for file in sorted(partial.rglob("*")):
-                if file.is_file():
+                if file.is_dir():
+                    sync_folder(file)
+                else:
                     with open(file, "rb") as handle:
                         os.fsync(handle.fileno())
-            _sync_folder(partial)
-            old = path.with_name(f".{path.name}.{os.getpid()}.old{PARTIAL}")
-            if path.exists():
-                os.replace(path, old)
+            sync_folder(partial)
             os.replace(partial, path)
-            _sync_folder(path.parent)
-            shutil.rmtree(old, ignore_errors=True)
+            sync_folder(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

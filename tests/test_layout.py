@@ -149,9 +149,22 @@ def test_every_requirement_is_pinned_within_its_bounds() -> None:
     assert all(Version(version).local is None for version in pins.values()), "local builds are of one machine alone"
 
 
-def test_the_tree_of_the_readme_names_every_file() -> None:
+def test_the_tree_of_the_readme_names_every_file_and_no_other() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    if "tokenizers/" not in readme:
-        pytest.skip("the README has no tree yet")
-    absent = [str(path.relative_to(ROOT)) for path in FILES if path.name not in readme and path.name != "__init__.py"]
-    assert not absent
+    tree = readme.partition("## The tree")[2].split("```")[1]
+    named: set[str] = set()
+    folders: list[str] = []
+    for line in tree.splitlines():
+        found = re.match(r"( *)([\w./]+)(?=  |$)", line)
+        if found:
+            depth, name = len(found[1]) // 2, found[2]
+            folders = folders[:depth]
+            if name.endswith("/"):
+                folders.append(name)
+            elif name.endswith(".py"):
+                named.add("".join(folders) + name)
+    benchmarks = (path for path in (ROOT / "benchmarks").rglob("*.py") if "__pycache__" not in path.parts)
+    there = {path.relative_to(ROOT).as_posix() for path in (*FILES, *benchmarks)}
+    inits = {path for path in there if path.endswith("__init__.py")}  # where they only gather names
+    assert named - there == set()
+    assert there - named - inits == set()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.document import TokenDocument
 from ..data.kinds import captioned_picture
 from ..data.tokens import TokenDataset
 from ..model.generation import Sampler
@@ -40,20 +41,22 @@ class CaptionedPicture:
 
 def captioned_pictures(dataset: TokenDataset, sampler: Sampler) -> list[CaptionedPicture]:
     """Those of a split whose document fits the context of the model, in order; other documents are passed over."""
-    block, decode = sampler.grammar.blocks[IMAGE], sampler.writer.text_tokenizer.decode
-    found: list[CaptionedPicture] = []
-    for index in range(len(dataset)):
-        document = dataset[index]
-        pair = captioned_picture(document)
-        if pair is None or pair[1].modality != IMAGE or not pair[0].codes.size:
-            continue
-        words, codes = (segment.codes.astype(np.int64) for segment in pair)
-        if len(words) + block.length(*codes.shape) + 2 > sampler.context:  # bos and eos
-            continue
-        wordings = tuple(decode(wording.tolist()) for wording in (pair[0].codes, *pair[0].alternatives))
-        concept = document.fields.get("concept", wordings[0])
-        found.append(CaptionedPicture(document.key, words, codes, wordings, concept, document.fields.get("style")))
-    return found
+    found = (captioned_picture_of(dataset[index], sampler) for index in range(len(dataset)))
+    return [picture for picture in found if picture is not None]
+
+
+def captioned_picture_of(document: TokenDocument, sampler: Sampler) -> CaptionedPicture | None:
+    """The document as a captioned picture, if it is one and fits the context of the model."""
+    pair = captioned_picture(document)
+    if pair is None or pair[1].modality != IMAGE or not pair[0].codes.size:
+        return None
+    words, codes = (segment.codes.astype(np.int64) for segment in pair)
+    if len(words) + sampler.grammar.blocks[IMAGE].length(*codes.shape) + 2 > sampler.context:  # bos and eos
+        return None
+    decode = sampler.writer.text_tokenizer.decode
+    wordings = tuple(decode(wording.tolist()) for wording in (pair[0].codes, *pair[0].alternatives))
+    concept = document.fields.get("concept", wordings[0])
+    return CaptionedPicture(document.key, words, codes, wordings, concept, document.fields.get("style"))
 
 
 def choose(pictures: Sequence[CaptionedPicture], number: int, seed: int) -> list[CaptionedPicture]:

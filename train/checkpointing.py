@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ..data.artefact import plain_errors
+from ..data.artefact import plain_errors, sync_folder
 
 
 class StepModule(LightningModule):
@@ -97,6 +97,7 @@ class Checkpoints(Callback):
                 with partial.open("rb") as file:
                     os.fsync(file.fileno())
                 partial.replace(path)
+                sync_folder(self.folder)
             finally:
                 partial.unlink(missing_ok=True)
         for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:

@@ -6,14 +6,16 @@ them, so that `omnigram --help` answers at once.
 """
 
 import argparse
+import contextlib
 import difflib
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ STEPS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
         "tokens -> a trained decoder, with its export and a page of samples",
         ("", "model=micro trainer.max_steps=200", "experiment=tiny", "-m model=nano,micro seed=0,1"),
     ),
-    "evaluate": ("evaluate", "evaluate", "measure a finished run again", ("", "model=nano")),
+    "evaluate": ("evaluate", "evaluate", "measure a finished run again", ("", "evaluate.run=runs/tokenizer/latest")),
 }
 
 
@@ -69,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     warnings.formatwarning = lambda message, *_, **__: f"omnigram: warning: {' '.join(str(message).split())}\n"
     try:
-        return run(list(sys.argv[1:] if arguments is None else arguments))
+        with _interruptible():
+            return run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt:
         if os.environ.get(DEBUG):
             raise
@@ -83,6 +86,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"omnigram: {one_line(error)}", file=sys.stderr)
         return FAULTY_INPUT
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C is a KeyboardInterrupt, also where C++ swallowed it and failed in its own way for it."""
+    came = False
+
+    def note(number: int, frame: FrameType | None) -> NoReturn:
+        nonlocal came
+        came = True
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # whoever started us wants it otherwise
+        yield
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except Exception:  # of any kind, by what the interrupt broke
+        if not came:
+            raise
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run(arguments: list[str]) -> int:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from ..data.artefact import atomic_write_json
-from ..data.tokens import DATASET, TokenDataset
+from ..data.tokens import DATASET
 from .pretrain import EXPORT, measure
 from .runs import METRICS, finished_run
 from .tokenizer import IMAGE_MODEL, evaluate_tokenizer
@@ -22,7 +22,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     run = Path(config.evaluate.run)
     before = finished_run(run)
     made = _configuration(run / "config.yaml")
-    for name in ("device", "precision", "threads"):  # of this machine, not of the one that trained
+    for name in ("device", "threads"):  # of this machine, not of the one that trained
         made[name] = config[name]
     if (run / EXPORT).exists():
         measured = measure(run, _tokens(run, made, before), made)
@@ -52,6 +52,6 @@ def _tokens(run: Path, made: DictConfig, before: dict[str, Any]) -> Path:
     """The token data set that a run was trained on, found by its identity beside its documents."""
     wanted, root = before.get("made_from", {}).get("tokens"), Path(made.data.folder)
     for record in sorted(root.parent.glob(f"{root.name}-*/{DATASET}")):
-        if TokenDataset(record.parent, "train").identity == wanted:
+        if json.loads(record.read_text(encoding="utf-8")).get("identity") == wanted:
             return record.parent
     raise ValueError(f"the tokens of {run} are not in {root.parent}: make them again with `omnigram tokens`")

@@ -14,8 +14,8 @@ from transformers.utils import logging as transformers_logging
 from .curves import make_loggers
 from .runs import Run
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "32-true", "bf16-mixed")
 
 
 def prepare(config: DictConfig) -> torch.device:
@@ -34,7 +34,7 @@ def choose_device(name: str, key: str = "device") -> torch.device:
     """The device of a name; `auto` takes the best there is. ValueError names the setting `key`."""
     if name not in DEVICES:
         raise ValueError(f"{key}={name!r} is unknown: choose of {', '.join(DEVICES)}")
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(device for device, there in available.items() if there))
     if not available[name]:
@@ -51,13 +51,13 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 
 
-def precision(config: DictConfig) -> str:
+def precision(config: DictConfig, device: torch.device) -> str:
     """Lightning's word for the precision: `auto` is bf16 where a GPU computes it, float32 elsewhere."""
     if config.precision not in PRECISIONS:
         raise ValueError(f"precision={config.precision!r} is unknown: choose of {', '.join(PRECISIONS)}")
     if config.precision != "auto":
         return str(config.precision)
-    return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
+    return "bf16-mixed" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
 
 
 def make_trainer(config: DictConfig, run: Run, callbacks: list[Callback], resumed_step: int) -> Trainer:
@@ -66,7 +66,7 @@ def make_trainer(config: DictConfig, run: Run, callbacks: list[Callback], resume
     return Trainer(
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
         devices=1,
-        precision=precision(config),  # pyright: ignore[reportArgumentType] - checked by Lightning
+        precision=precision(config, device),  # pyright: ignore[reportArgumentType] - checked by Lightning
         max_steps=-1,
         max_epochs=-1,
         logger=make_loggers([str(name) for name in config.logger], run.folder, resumed_step),

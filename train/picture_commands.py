@@ -55,7 +55,7 @@ def add_picture_commands(add: Add) -> None:
 
 def _loads(command: argparse.ArgumentParser) -> None:
     command.add_argument("--model", default=EXPORT, metavar="FOLDER", help=f"an export (default {EXPORT})")
-    command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    command.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
 
 
 def _draws(command: argparse.ArgumentParser, out: str) -> None:

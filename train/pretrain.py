@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..data.artefact import publish_folder
@@ -32,6 +33,7 @@ from ..model.generation.choice import Sampling
 from ..model.size import flops_per_token
 from ..tokenizers.image import ImageTokenizer
 from ..tokenizers.text import TextTokenizer
+from .captioned_pictures import captioned_picture_of
 from .checkpointing import Checkpoints, Seeding, load_step
 from .compose import build
 from .machine import fit, make_trainer, prepare
@@ -123,7 +125,8 @@ def model_config(config: DictConfig, tokens: TokenDataset) -> OmnigramConfig:
     vocabulary = tokens.vocabulary
     if not OmegaConf.is_missing(config.model, "vocab_size") and config.model.vocab_size != vocabulary.size:
         raise ValueError(
-            f"this model has {config.model.vocab_size} ids, the tokens {vocabulary.size}: set model.vocab_size=???"
+            f"this model has {config.model.vocab_size} ids, the tokens {vocabulary.size}: "
+            f"set model.vocab_size={vocabulary.size}"
         )
     settings = {"vocab_size": vocabulary.size}
     for name in ("pad", "bos", "eos"):
@@ -234,7 +237,8 @@ class HeldOut(Callback):
             return
         pl_module.model.eval()
         # not compiled: every new shape would be compiled anew
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        precision = trainer.precision_plugin.val_step_context()
+        with torch.no_grad(), precision, torch.compiler.set_stance("force_eager"):
             for split, dataset in self.heldout.items():
                 values = {f"{split}/bits_{name}": bits for name, bits in self._bits(pl_module, dataset).items()}
                 for logger in trainer.loggers:
@@ -251,23 +255,21 @@ class HeldOut(Callback):
             limit=self.config.trainer.validation_documents,
             partitioned=self.config.loss.partitioned,
         )
-        found: dict[str, list[float]] = {}
+        found: dict[str, list[Tensor]] = {}
         for batch in batches:
             moved = batch.to(module.device)
             for name, bits in bits_by_modality(moved, module.loss_parts(moved), module.vocabulary).items():
                 found.setdefault(name, []).append(bits)
-        return {name: sum(values) / len(values) for name, values in found.items()}
+        return {name: float(torch.cat(bits).mean()) for name, bits in found.items()}
 
     def _draw(self, trainer: Trainer, module: Pretraining, step: int) -> None:
         number = min(self.config.trainer.sample_pictures, len(self.tokens))
         if not number:
             return
         made = bundle(module.model, self.tokens, self.tokenizers, self.config)
-        captions: list[str] = []
-        for index in torch.linspace(0, len(self.tokens) - 1, number).long().tolist():
-            segments = [s for s in self.tokens[index].segments if s.modality == "text"]
-            if segments:
-                captions.append(made.text_tokenizer.decode(segments[0].codes.tolist()))
+        spread = torch.linspace(0, len(self.tokens) - 1, number).long().tolist()
+        found = [captioned_picture_of(self.tokens[index], made.sampler) for index in spread]
+        captions = [picture.wordings[0] for picture in found if picture is not None]
         if not captions:
             return
         page = contact_sheet(made.draw(captions, seed=self.config.seed), captions)

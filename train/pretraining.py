@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from ..data.packing import PackedBatch
 from ..model.decoder import OmnigramForCausalLM
@@ -88,7 +89,7 @@ class Pretraining(StepModule):
     def _log(self, batch: PackedBatch, parts: LossParts, gradient: float, learning_rate: float) -> None:
         now = time.monotonic()
         bits = bits_by_modality(batch, parts, self.vocabulary)
-        values: dict[str, Any] = {f"train/bits_{name}": value for name, value in bits.items()}
+        values: dict[str, Any] = {f"train/bits_{name}": float(values.mean()) for name, values in bits.items()}
         values |= {
             "train/loss": float(parts.nats / parts.weight.clamp_min(1e-6)),
             "train/gradient_norm": gradient,
@@ -103,13 +104,13 @@ class Pretraining(StepModule):
             logger.log_metrics(values, step=self.step + 1)
 
 
-def bits_by_modality(batch: PackedBatch, parts: LossParts, vocabulary: Vocabulary) -> dict[str, float]:
-    """Mean bits of the weighted targets of each modality that occurs."""
+def bits_by_modality(batch: PackedBatch, parts: LossParts, vocabulary: Vocabulary) -> dict[str, Tensor]:
+    """Bits of each target that has a weight, by the modalities that occur."""
     nats, weights = parts.token_nats, batch.weights.flatten()
     modality = batch.modality.flatten()
-    bits: dict[str, float] = {}
+    bits: dict[str, Tensor] = {}
     for index, name in enumerate(vocabulary.modalities):
         chosen = (modality == index) & (weights > 0)
         if chosen.any():
-            bits[name] = float(nats[chosen].mean()) / math.log(2)
+            bits[name] = nats[chosen] / math.log(2)
     return bits

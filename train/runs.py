@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
-from ..data.artefact import FolderLock, atomic_write, atomic_write_json, identity, make_folder, plain_errors, provenance
+from ..data.artefact import (
+    FolderLock,
+    atomic_write,
+    atomic_write_json,
+    identity,
+    make_folder,
+    plain_errors,
+    provenance,
+    remove_partials,
+)
 
 METRICS, RECORD, LATEST = "metrics.json", "run.json", "latest"
 CHECKPOINTS = "checkpoints"
@@ -72,6 +81,7 @@ def open_run(root: Path | str, name: str, made_from: Mapping[str, Any]) -> Itera
         yield run
         return
     with FolderLock(run.folder), plain_errors(run.folder):
+        remove_partials(run.folder)
         if not _has_provenance(run.folder / RECORD):
             atomic_write_json(
                 run.folder / RECORD, {"identity": digest, "made_from": made_from, "provenance": provenance()}

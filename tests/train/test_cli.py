@@ -1,8 +1,11 @@
 """The command line: what it offers, and that a mistake is one line, the right exit code and nothing written."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -63,7 +66,7 @@ def test_every_command_has_help_with_examples(command: str, capsys: pytest.Captu
             "set tokenizer.pictures.resolution (or tokens.",
         ),
         (["tokenizer", "tokenizer.network.channels=[64]"], "need one number a level each"),
-        (["tokenizer", "device=gpu"], "device='gpu' is unknown: choose of auto, cpu, cuda, mps"),
+        (["tokenizer", "device=gpu"], "device='gpu' is unknown: choose of auto, cpu, cuda"),
         (["evaluate", "evaluate.run=nowhere"], "nowhere is no finished run (metrics.json is missing)"),
         (["data", "data=folder"], "data=folder needs data.name=… and data.source.path=…"),
         (["data", "data=folder", "data.name=a", "data.source.path=nowhere"], "nowhere"),
@@ -117,6 +120,21 @@ def test_errors_of_a_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setattr(shards, "make_shards", failing(RuntimeError("a fault of ours")))
     with pytest.raises(RuntimeError):
         main(["data"])
+
+
+def test_an_interrupt_that_was_swallowed_is_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def swallow(config: Any) -> Path:
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        raise ValueError("could not determine the shape")
+
+    monkeypatch.setattr(shards, "make_shards", swallow)
+    assert main(["data"]) == 130
+    assert capsys.readouterr().err == "omnigram: interrupted; the same command goes on from here\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
