@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,13 +85,20 @@ def draw(options: argparse.Namespace) -> int:
         files = [out.with_stem(f"{out.stem}-{number}") for number in range(1, len(captions) + 1)]
     _check_writable(files)
     omnigram = _load(options)
+    sampling = _sampling(omnigram, options)
+    if options.n > 1 and (sampling or omnigram.sampler.sampling)["image"].is_greedy:
+        warnings.warn(
+            "temperature 0 takes the likeliest code each time: all pictures of a prompt will be the same; "
+            "set --temperature, as in --temperature 0.5",
+            stacklevel=2,
+        )
     pictures = omnigram.draw(
         options.words,
         options.style,
         options.n,
         size=options.size,
         seed=options.seed,
-        sampling=_sampling(omnigram, options),
+        sampling=sampling,
     )
     if not options.separate:
         from .pictures_page import contact_sheet
