@@ -165,7 +165,7 @@ def test_show_config_prints_and_does_nothing(
 ) -> None:
     monkeypatch.setattr(shards, "make_shards", failing(AssertionError()))
     assert main(["data", "seed=5", "--show-config"]) == 0
-    assert "\nseed: 5\n" in capsys.readouterr().out
+    assert "seed: 5\n" in capsys.readouterr().out
     assert main(["sweep", "--show-config"]) == 0
     assert capsys.readouterr().out.count("\nmodel_name: ") == 3
 
