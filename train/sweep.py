@@ -12,6 +12,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
@@ -90,8 +91,8 @@ def _markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def _number(value: float) -> str:
-    """1234567 -> 1,234,567; 1.5e15 -> 1.50e+15; 412.345 -> 412.3."""
-    if value >= 1e12:
+    """1234567 -> 1,234,567; 1.5e11 -> 1.50e+11; 412.345 -> 412.3."""
+    if value >= 1e11:
         return f"{value:.2e}"
     return f"{value:,.1f}" if isinstance(value, float) else f"{value:,}"
 
@@ -111,6 +112,9 @@ def _panel(axes: Axes, rows: list[Mapping[str, Any]] | list[dict[str, Any]], acr
     for x, y, name in points:
         axes.annotate(name, (x, y), textcoords="offset points", xytext=(6, 6))
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(0.15)
     axes.set_xlabel(COLUMNS[across])
     axes.grid(alpha=0.3)
