@@ -89,7 +89,7 @@ FAULTS = [
     (["loss.weights.image=-0.5"], "loss.weights.image=-0.5 must be 0 or more"),
     (["loader.kinds={page:-1}"], "loader.kinds.page=-1 must be 0 or more"),
     (["tokenizer.network.channels=[0,64]"], "tokenizer.network.channels=[0,64] must be 1 or more"),
-    (["tokenizer.text.character_coverage=1.5"], "character_coverage=1.5 must be above 0 and at most 1"),
+    (["tokenizer.text.character_coverage=1.5"], "character_coverage=1.5 must be from 0.98 to 1"),
     (["tokenizer=movqgan", "tokenizer.discriminator.layers=0"], "tokenizer.discriminator.layers=0 must be 1 or more"),
     (["sampling.image.top_p=2"], "sampling.image.top_p=2 must be above 0 and at most 1"),
     (["tokenizer.discriminator={layers:3}"], "tokenizer.discriminator takes channels, layers, weight, start_step"),

@@ -46,7 +46,9 @@ class TextTokenizer:
         """
         least = 1 + 256 + len(REQUIRED)
         if vocab_size < least:
-            raise ValueError(f"vocab_size={vocab_size} cannot hold the bytes and digits; set {least} or more")
+            raise ValueError(f"text.vocab_size={vocab_size} cannot hold the bytes and digits; set {least} or more")
+        if not 0.98 <= character_coverage <= 1:  # SentencePiece takes no less, and never ends with more
+            raise ValueError(f"text.character_coverage={character_coverage} must be from 0.98 to 1")
         lines, model = list(_training_lines(texts)), io.BytesIO()
         if not lines:
             raise ValueError("the corpus of the text tokenizer holds no text")
@@ -73,7 +75,10 @@ class TextTokenizer:
             )
         except (RuntimeError, OSError) as fault:
             reason = str(fault).rpartition("] ")[2].partition("\n")[0]  # behind the source line of SentencePiece
-            raise ValueError(f"no text tokenizer with vocab_size={vocab_size}: {reason}") from None
+            needed = re.search(r"required_chars\. \d+ vs (\d+)", reason)
+            if needed:
+                reason = f"the corpus has too many characters; set {needed[1]} or more"
+            raise ValueError(f"no text tokenizer with text.vocab_size={vocab_size}: {reason}") from None
         tokenizer = cls(model.getvalue())
         if tokenizer.size < vocab_size:
             warnings.warn(

@@ -145,6 +145,8 @@ class PatchDiscriminator(nn.Sequential):
     """Pixels [B, 3, H, W] -> a score for each patch, higher is more real (pix2pix, https://arxiv.org/abs/1611.07004)."""
 
     def __init__(self, channels: int, layers: int) -> None:
+        if channels % 4:
+            raise ValueError(f"tokenizer.discriminator.channels={channels} must be a multiple of 4")  # 8 groups at 2 x
         blocks: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for level in range(1, layers):
             before, after = channels * 2 ** (level - 1), channels * 2**level

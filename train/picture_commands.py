@@ -203,6 +203,8 @@ def _check_writable(files: Sequence[Path]) -> None:
                 probe.unlink()
         except OSError as fault:
             reason = fault.strerror or str(fault).partition(": ")[2]
+            if isinstance(fault, FileExistsError | NotADirectoryError):
+                reason = f"{next(part for part in file.parents if part.is_file())} is a file"
             raise type(fault)(f"--out {file} cannot be written: {reason}") from None
 
 

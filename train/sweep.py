@@ -60,7 +60,9 @@ def _row(folder: Path) -> dict[str, Any]:
     metrics = finished_run(folder)
     for column in COLUMNS:
         if column == LOSS and metrics.get(column) is None:
-            raise ValueError(f"{folder} has no {COLUMNS[LOSS]}, for its data have no split test or val: make some")
+            raise ValueError(
+                f"{folder} has no {COLUMNS[LOSS]}, for its data have no split test or val: raise data.splits.test="
+            )
         if not isinstance(metrics.get(column), int | float):
             raise ValueError(f"{folder / METRICS} has no number {column!r}: evaluate the run again")
     name = str(metrics.get("model", folder.resolve().name))

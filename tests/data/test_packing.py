@@ -143,6 +143,8 @@ def test_a_published_vocabulary_gives_its_own_partitions() -> None:
 def test_faults_are_told() -> None:
     with pytest.raises(ValueError, match="'sound'"):
         Collator(VOCABULARY, 1, 8, {"sound": 1.0})
+    with pytest.raises(ValueError, match=r"loss\.weights=.*: one has to be positive"):
+        Collator(VOCABULARY, 1, 8, {"text": 0, "image": 0})
     with pytest.raises(ValueError, match="negative"):
         Collator(VOCABULARY, 1, 8, {"text": -1.0})
     with pytest.raises(ValueError, match="rows=0"):

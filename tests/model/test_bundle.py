@@ -177,6 +177,11 @@ def test_damaged_weights_are_refused(copy: Path) -> None:
     )
     with pytest.raises(ValueError, match=f"missing_keys {name}"):
         Omnigram.from_pretrained(copy)
+    cut = {key: tensor[:-1] if key == name else tensor for key, tensor in weights.items()}
+    save_file(cut, copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=f"the weights do not fit config.json: mismatched_keys .*{name}") as fault:
+        Omnigram.from_pretrained(copy)
+    assert "\n" not in str(fault.value)
     (copy / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="the weights cannot be read") as fault:
         Omnigram.from_pretrained(copy)

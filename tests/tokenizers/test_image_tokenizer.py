@@ -144,6 +144,12 @@ def test_training_starts_from_the_best_linear_reconstruction():
         principal_components(tokenizer.encoder, tokenizer.decoder, pixels[:1, :, :4, :4])
 
 
+def test_more_codes_than_patches_are_refused():
+    pixels = torch.rand(1, 3, 16, 16) * 2 - 1
+    with pytest.raises(ValueError, match=r"16 patches of 1 pictures are too few for 32 codes: lower .*codebook_size"):
+        made(codebook_size=32).start_from(pixels)
+
+
 def test_perplexity_of_even_use_is_the_number_of_codes():
     torch.testing.assert_close(perplexity(torch.full((16,), 1 / 16)), torch.tensor(16.0))
     torch.testing.assert_close(perplexity(torch.tensor([1.0, 0.0])), torch.tensor(1.0))

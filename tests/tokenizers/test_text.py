@@ -116,7 +116,11 @@ def test_faults_are_told_in_one_line(tokenizer, tmp_path):
         "text id -1 is outside 0": lambda: tokenizer.decode([5, -1]),
         f"text id {tokenizer.size} is outside 0": lambda: tokenizer.decode([tokenizer.size]),
         "vocab_size=267 .* set 268 or more": lambda: TextTokenizer.train(CORPUS, 267),
-        "vocab_size=270: .* 270 vs": lambda: TextTokenizer.train(CORPUS, 270),
+        r"text\.character_coverage=1\.5 must be from 0\.98 to 1": lambda: TextTokenizer.train(CORPUS, 400, 1.5),
+        r"text\.character_coverage=0\.1 must be": lambda: TextTokenizer.train(CORPUS, 400, 0.1),
+        r"text\.vocab_size=270: the corpus has too many characters; set \d+ or more": lambda: TextTokenizer.train(
+            CORPUS, 270
+        ),
         "holds no text": lambda: TextTokenizer.train(["", "\n"], 320),
         "junk.model: not a SentencePiece model": lambda: TextTokenizer.load(junk),
         "not a SentencePiece model": lambda: TextTokenizer(b""),

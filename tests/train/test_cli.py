@@ -79,6 +79,8 @@ def test_every_command_has_help_with_examples(command: str, capsys: pytest.Captu
         (["sample", "a", "--stile", "b"], "did you mean --style"),
         (["sample", "a", "--out", "a.foo"], "pictures are not written as '.foo', use .png"),
         (["sample", "a", "--out", "."], "--out . is a folder"),
+        (["sample", "a", "--out", "words.png/a.png"], "--out words.png/a.png cannot be written: words.png is a file"),
+        (["sample", "a", "--out", "words.png/b/a.png"], "cannot be written: words.png is a file"),
         (["sample", "a", "--out", "/proc/none/a.png"], "--out /proc/none/a.png cannot be written: "),
         (["sample", "a"], "run `omnigram pretrain` here first, or name an export with --model"),
         (["sample", "a", "--model", "nowhere"], "nowhere is not an export of Omnigram: omnigram.json is missing"),
@@ -168,6 +170,29 @@ def test_show_config_prints_and_does_nothing(
     assert "seed: 5\n" in capsys.readouterr().out
     assert main(["sweep", "--show-config"]) == 0
     assert capsys.readouterr().out.count("\nmodel_name: ") == 3
+
+
+@pytest.mark.parametrize(
+    ("metrics", "config", "message"),
+    [
+        ("{", "seed: 0", "run/metrics.json is damaged: remove it, then run the step again"),
+        ("{}", None, "run/config.yaml is missing"),
+        ("{}", "{", "run/config.yaml cannot be read: "),
+        ("{}", "[]", "run/config.yaml is no configuration"),
+        ("{}", "seed: 0", "run holds neither export/ nor image/"),
+    ],
+)
+def test_a_damaged_run_is_not_measured(
+    metrics: str, config: str | None, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("run").mkdir()
+    Path("run/metrics.json").write_text(metrics)
+    if config is not None:
+        Path("run/config.yaml").write_text(config)
+    assert main(["evaluate", "evaluate.run=run"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"omnigram: {message}")
+    assert shown.count("\n") == 1
 
 
 def test_validate_names_faults(capsys: pytest.CaptureFixture[str]) -> None:

@@ -272,3 +272,6 @@ def test_the_step_reads_a_tokenizer_run(folder: Path, text: TextTokenizer, tmp_p
     codes = np.stack([dataset[number].segments[1].codes for number in range(10)])
     assert codes.shape[1:] == (16 // image.patch, 16 // image.patch)
     assert dataset.record["made_from"]["image_tokenizer"] == image.identity
+    config.tokens.device = "gpu"
+    with pytest.raises(ValueError, match=r"tokens\.device='gpu' is unknown: choose of auto, cpu, cuda"):
+        make_tokens(config)
