@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from omnigram.train.compose import LIMITS, compose_config, compose_each, groups
+from omnigram.train.compose import compose_config, compose_each, groups
+from omnigram.train.limits import LIMITS
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 NEEDED = {

@@ -45,31 +45,22 @@ def load_step(path: Path | None) -> int:
     return 0 if path is None else int(path.stem.removeprefix("step-"))
 
 
-class Seeding(Callback):
-    """Seed torch before each step from (seed, step): what a resumed run draws is what an undisturbed one would."""
+class Steps(Callback):
+    """Seed torch before each step from (seed, step), and count steps and seconds after it. First of the callbacks.
+
+    What a resumed run draws is what an undisturbed one would.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        assert isinstance(pl_module, StepModule)
-        torch.manual_seed(self.seed * 1_000_003 + pl_module.step)
-
-
-class Checkpoints(Callback):
-    """Count the steps and seconds, save every so many steps, and end the run after `max_steps`.
-
-    It stands first among the callbacks that look at the step.
-    """
-
-    def __init__(self, folder: Path, every: int, max_steps: int, keep: int = 2) -> None:
-        if every < 1 or max_steps < 1:
-            raise ValueError(f"checkpoint_every_n_steps={every} and max_steps={max_steps} must be 1 or more")
-        self.folder, self.every, self.max_steps, self.keep = folder, every, max_steps, keep
         self._since = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.monotonic()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        assert isinstance(pl_module, StepModule)
+        torch.manual_seed(self.seed * 1_000_003 + pl_module.step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -80,6 +71,23 @@ class Checkpoints(Callback):
         pl_module.steps_done += 1
         pl_module.data_state = batch.state
         self._since = now
+
+
+class Checkpoints(Callback):
+    """Save every so many steps, and end the run after `max_steps`.
+
+    Last of the callbacks: what a step leaves in curves and pictures is there before its checkpoint is.
+    """
+
+    def __init__(self, folder: Path, every: int, max_steps: int, keep: int = 2) -> None:
+        if every < 1 or max_steps < 1:
+            raise ValueError(f"checkpoint_every_n_steps={every} and max_steps={max_steps} must be 1 or more")
+        self.folder, self.every, self.max_steps, self.keep = folder, every, max_steps, keep
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, StepModule)
         step = pl_module.step
         if step % self.every == 0 or step >= self.max_steps:
             self.save(trainer, step)

@@ -6,8 +6,7 @@ file of a group, `trainer.max_steps=200` changes a key that is there, and near n
 
 import difflib
 import itertools
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any, TypeVar
@@ -20,47 +19,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from .limits import check_limits, shown
+
 CONF, ROOT = "omnigram.conf", "config"
 FILLED_IN_LATER = "model."  # by a step, from what the step before it made
 OPEN = ("model.", "data.source.")  # a constructor knows what these hold: keys may be added and left out
 OPTIONAL = ("loader.kinds.", "loss.weights.")  # may be left out
 DISCRIMINATOR = ("channels", "layers", "weight", "start_step", "learning_rate")
-
-# What a number has to be, by the last word of its key: said before anything is made. Further limits, of several
-# settings together or of the data, are those of the constructors.
-LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-    (
-        "1 or more",
-        lambda n: n >= 1,
-        "threads samples_per_shard max_caption max_pixels vocab_size resolution max_ratio stem channels layers "
-        "encoder_kernel codebook_dim max_steps batch_size init_pictures log_every_n_steps validate_every_n_steps "
-        "checkpoint_every_n_steps evaluation_batch_size workers rows lookahead group_shards queries heldout_queries "
-        "gallery hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-        "head_dim max_position_embeddings",
-    ),
-    ("2 or more", lambda n: n >= 2, "codebook_size length"),
-    ("8 or more", lambda n: n >= 8, "pixels"),
-    (
-        "0 or more",
-        lambda n: n >= 0,
-        "encoder_blocks decoder_blocks encoder_attention decoder_attention commitment dead_code_threshold l1 l2 "
-        "quantizer weight start_step learning_rate weight_decay warmup_steps words_to_picture picture_to_words page "
-        "text image prefetch z_loss validation_documents sample_pictures temperature top_k "
-        "pad_token_id bos_token_id eos_token_id",
-    ),
-    ("above 0", lambda n: n > 0, "eps gradient_clip rope_theta rms_norm_eps initializer_range"),
-    ("from 0 to 1", lambda n: 0 <= n <= 1, "max_skipped final_ratio ema_decay caption_dropout"),
-    (
-        "at least 0 and less than 1",
-        lambda n: 0 <= n < 1,
-        "val test heldout_style beta1 beta2 embedding_dropout attention_dropout residual_dropout",
-    ),
-    ("above 0 and less than 1", lambda n: 0 < n < 1, "decay"),
-    ("above 0 and at most 1", lambda n: 0 < n <= 1, "top_p"),
-    ("from 0.98 to 1", lambda n: 0.98 <= n <= 1, "character_coverage"),
-    ("from 0 to 4294967295", lambda n: 0 <= n < 2**32, "seed"),  # what every generator of random numbers takes
-    ("a finite number", lambda n: True, "guidance"),
-)
 
 
 @cache
@@ -182,7 +147,7 @@ def _check_key(override: Override, base: DictConfig) -> None:
     value = override.value()
     fault = _misfit(paths[key], value)
     if fault:
-        raise ValueError(f"{override.input_line}: {key} {fault}, as in {key}={_shown(paths[key])}")
+        raise ValueError(f"{override.input_line}: {key} {fault}, as in {key}={shown(paths[key])}")
 
 
 def _paths(node: DictConfig, before: str = "") -> Iterator[tuple[str, Any]]:
@@ -232,12 +197,6 @@ def _misfit(old: Any, new: Any) -> str | None:
     return None
 
 
-def _shown(value: Any) -> str:
-    if OmegaConf.is_config(value):
-        return str(OmegaConf.to_container(value)).replace(" ", "").replace("'", "")
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _check_whole(config: DictConfig, choices: dict[str, Any]) -> None:
     """ValueError for a value that the user must give, and for a reference to nothing."""
     missing = [key for key, _ in _paths(config) if OmegaConf.is_missing(*_place(config, key))]
@@ -247,7 +206,7 @@ def _check_whole(config: DictConfig, choices: dict[str, Any]) -> None:
         chosen = f"{group}={choices[group]}" if group in choices else "the configuration"
         raise ValueError(f"{chosen} needs {' and '.join(f'{key}=…' for key in missing)}: add what it should be")
     for key, value in _paths(config):
-        _check_limits(key, value)
+        check_limits(key, value)
     discriminator = config.tokenizer.discriminator
     if discriminator is not None and sorted(discriminator) != sorted(DISCRIMINATOR):
         raise ValueError(f"tokenizer.discriminator takes {', '.join(DISCRIMINATOR)}: see tokenizer=movqgan")
@@ -259,19 +218,6 @@ def _check_whole(config: DictConfig, choices: dict[str, Any]) -> None:
         OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise ValueError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
-
-
-def _check_limits(key: str, value: Any) -> None:
-    """ValueError for a number that is outside the limits of its key."""
-    if value is None or isinstance(value, DictConfig):
-        return
-    for words, holds, names in LIMITS:
-        if key.rpartition(".")[2] not in names.split():
-            continue
-        for number in value if OmegaConf.is_list(value) else [value]:
-            is_number = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
-            if not is_number or not holds(number):
-                raise ValueError(f"{key}={_shown(value)} must be {words}")
 
 
 T = TypeVar("T")

@@ -2,11 +2,13 @@
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from PIL import Image
 
 from ..data.artefact import atomic_write
 
@@ -72,3 +74,12 @@ def make_loggers(names: list[str], folder: Path, resumed_step: int) -> list[Logg
         else:
             raise ValueError(f"logger {name!r} is unknown: choose of csv, tensorboard, wandb")
     return loggers
+
+
+def log_picture(loggers: Iterable[Logger], name: str, picture: Image.Image, step: int) -> None:
+    """Show an RGB picture beside the curves, where the logger shows pictures."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(name, np.asarray(picture), step, dataformats="HWC")
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(name, [picture], step=step)

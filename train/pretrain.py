@@ -12,16 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..data.artefact import publish_folder
-from ..data.evaluation_batches import EvaluationBatches
-from ..data.kinds import WORDS_TO_PICTURE
 from ..data.loader import Loader, LoaderConfig, Seen
 from ..data.packing import PackedBatch
 from ..data.tokens import TokenDataset
@@ -33,19 +29,18 @@ from ..model.generation.choice import Sampling
 from ..model.size import flops_per_token
 from ..tokenizers.image import ImageTokenizer
 from ..tokenizers.text import TextTokenizer
-from .captioned_pictures import captioned_picture_of
-from .checkpointing import Checkpoints, Seeding, load_step
+from .checkpointing import Checkpoints, Steps, load_step
 from .compose import build
+from .heldout import HeldOut
 from .machine import fit, make_trainer, prepare
-from .pictures_page import contact_sheet
 from .pretrain_metrics import EvaluationSettings, evaluate_pretraining
-from .pretraining import Pretraining, bits_by_modality
+from .pretraining import Pretraining
 from .progress import TrainingProgress
 from .runs import Run, open_run, write_config
 from .tokenizer import IMAGE_MODEL, TEXT_MODEL, tokenizer_run
 from .tokens import make_tokens
 
-EXPORT, SAMPLES = "export", "samples"
+EXPORT = "export"
 # settings of the trainer that change how a run is watched, not what it makes
 WATCHING = (
     "log_every_n_steps",
@@ -205,78 +200,13 @@ def _train(
         module.on_load_checkpoint(saved)
         return module
     callbacks: list[Callback] = [
-        Seeding(config.seed),
-        Checkpoints(run.checkpoints, config.trainer.checkpoint_every_n_steps, steps),
+        Steps(config.seed),
         TrainingProgress("pre-training", steps),
-        HeldOut(tokens, tokenizers, run.folder, config),
+        HeldOut(tokens, lambda model: bundle(model, tokens, tokenizers, config), run.folder, config),
+        Checkpoints(run.checkpoints, config.trainer.checkpoint_every_n_steps, steps),
     ]
     if config.trainer.compile:
         model.model.compile(dynamic=False)
     trainer = make_trainer(config, run, callbacks, load_step(checkpoint))
     fit(trainer, module, DataLoader(_Batches(tokens, config, module), batch_size=None), checkpoint)
     return module
-
-
-class HeldOut(Callback):
-    """Now and then: bits of each modality on held-out splits, and a grid of pictures drawn from words."""
-
-    SPLITS = ("val", "heldout_style")
-
-    def __init__(self, tokens: TokenDataset, tokenizers: Path, folder: Path, config: DictConfig) -> None:
-        self.tokens, self.tokenizers, self.folder, self.config = tokens, tokenizers, folder, config
-        self.heldout = {
-            split: TokenDataset(tokens.folder, split) for split in self.SPLITS if split in tokens.record["splits"]
-        }
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, Pretraining)
-        step = pl_module.step
-        if step % self.config.trainer.validate_every_n_steps:
-            return
-        pl_module.model.eval()
-        # not compiled: every new shape would be compiled anew
-        precision = trainer.precision_plugin.val_step_context()
-        with torch.no_grad(), precision, torch.compiler.set_stance("force_eager"):
-            for split, dataset in self.heldout.items():
-                values = {f"{split}/bits_{name}": bits for name, bits in self._bits(pl_module, dataset).items()}
-                for logger in trainer.loggers:
-                    logger.log_metrics(values, step=step)
-            self._draw(trainer, pl_module, step)
-        pl_module.model.train()
-
-    def _bits(self, module: Pretraining, dataset: TokenDataset) -> dict[str, float]:
-        batches = EvaluationBatches(
-            dataset,
-            dataset.grammar(),
-            WORDS_TO_PICTURE,
-            rows=16,
-            limit=self.config.trainer.validation_documents,
-            partitioned=self.config.loss.partitioned,
-        )
-        found: dict[str, list[Tensor]] = {}
-        for batch in batches:
-            moved = batch.to(module.device)
-            for name, bits in bits_by_modality(moved, module.loss_parts(moved), module.vocabulary).items():
-                found.setdefault(name, []).append(bits)
-        return {name: float(torch.cat(bits).mean()) for name, bits in found.items()}
-
-    def _draw(self, trainer: Trainer, module: Pretraining, step: int) -> None:
-        number = min(self.config.trainer.sample_pictures, len(self.tokens))
-        if not number:
-            return
-        made = bundle(module.model, self.tokens, self.tokenizers, self.config)
-        spread = torch.linspace(0, len(self.tokens) - 1, number).long().tolist()
-        found = [captioned_picture_of(self.tokens[index], made.sampler) for index in spread]
-        captions = [picture.wordings[0] for picture in found if picture is not None]
-        if not captions:
-            return
-        page = contact_sheet(made.draw(captions, seed=self.config.seed), captions)
-        (self.folder / SAMPLES).mkdir(exist_ok=True)
-        page.save(self.folder / SAMPLES / f"step-{step:08d}.png")
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                grid = torch.frombuffer(bytearray(page.tobytes()), dtype=torch.uint8)
-                grid = grid.reshape(page.height, page.width, 3)
-                logger.experiment.add_image("samples", grid, step, dataformats="HWC")

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from rich.console import Console
@@ -26,7 +25,8 @@ from ..tokenizers.convolutional import NetworkConfig
 from ..tokenizers.image import ImageTokenizer, to_pixels, to_uint8
 from ..tokenizers.quantizer import QuantizerConfig
 from ..tokenizers.text import TextTokenizer
-from .checkpointing import Checkpoints, Seeding, load_step
+from .checkpointing import Checkpoints, Steps, load_step
+from .curves import log_picture
 from .image_tokenizer import ImageTokenizerTraining
 from .machine import fit, make_trainer, prepare
 from .pictures_page import contact_sheet
@@ -128,13 +128,13 @@ def _train(
         return module, float(module.seconds)
     stream = PictureStream(pictures, settings.trainer.batch_size, config.seed, lambda: module.data_state)
     callbacks: list[Callback] = [
-        Seeding(config.seed),
+        Steps(config.seed),
         Start(pictures, settings.trainer.init_pictures),
-        Checkpoints(run.checkpoints, settings.trainer.checkpoint_every_n_steps, steps),
         TrainingProgress("image tokenizer", steps),
     ]
     if validation is not None:
-        callbacks.append(Reconstructions(validation, run.folder, settings.trainer))
+        callbacks.append(Reconstructions(validation, settings.trainer))
+    callbacks.append(Checkpoints(run.checkpoints, settings.trainer.checkpoint_every_n_steps, steps))
     trainer = make_trainer(config, run, callbacks, load_step(checkpoint))
     fit(trainer, module, DataLoader(stream, batch_size=None), checkpoint)
     return module, float(module.seconds)
@@ -162,8 +162,8 @@ class Start(Callback):
 class Reconstructions(Callback):
     """Now and then: held-out PSNR and usage, and a grid of pictures above their reconstructions."""
 
-    def __init__(self, pictures: Pictures, folder: Path, settings: DictConfig) -> None:
-        self.pictures, self.folder, self.settings = pictures, folder, settings
+    def __init__(self, pictures: Pictures, settings: DictConfig) -> None:
+        self.pictures, self.settings = pictures, settings
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -178,10 +178,7 @@ class Reconstructions(Callback):
         page = reconstruction_page(tokenizer, self.pictures, pl_module.device)
         for logger in trainer.loggers:
             logger.log_metrics({f"val/{name}": measured[name] for name in ("psnr", "ssim", "drift")}, step=step)
-            if isinstance(logger, TensorBoardLogger):
-                grid = torch.frombuffer(bytearray(page.tobytes()), dtype=torch.uint8)
-                grid = grid.reshape(page.height, page.width, 3)
-                logger.experiment.add_image("val/reconstructions", grid, step, dataformats="HWC")
+        log_picture(trainer.loggers, "val/reconstructions", page, step)
 
 
 def reconstruction_page(tokenizer: ImageTokenizer, pictures: Pictures, device: torch.device | str) -> Image.Image:

@@ -1,0 +1,62 @@
+"""What the numbers of the configuration have to be, so that a wrong one is said before anything is made."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+# By the last word of a key. Further limits, of several settings together or of the data, are those of the constructors.
+LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    (
+        "1 or more",
+        lambda n: n >= 1,
+        "threads samples_per_shard max_caption max_pixels vocab_size resolution max_ratio stem channels layers "
+        "encoder_kernel codebook_dim max_steps batch_size init_pictures log_every_n_steps validate_every_n_steps "
+        "checkpoint_every_n_steps evaluation_batch_size workers rows lookahead group_shards queries heldout_queries "
+        "gallery hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+        "head_dim max_position_embeddings",
+    ),
+    ("2 or more", lambda n: n >= 2, "codebook_size length"),
+    ("8 or more", lambda n: n >= 8, "pixels"),
+    (
+        "0 or more",
+        lambda n: n >= 0,
+        "encoder_blocks decoder_blocks encoder_attention decoder_attention commitment dead_code_threshold l1 l2 "
+        "quantizer weight start_step learning_rate weight_decay warmup_steps words_to_picture picture_to_words page "
+        "text image prefetch z_loss validation_documents sample_pictures temperature top_k "
+        "pad_token_id bos_token_id eos_token_id",
+    ),
+    ("above 0", lambda n: n > 0, "eps gradient_clip rope_theta rms_norm_eps initializer_range"),
+    ("from 0 to 1", lambda n: 0 <= n <= 1, "max_skipped final_ratio ema_decay caption_dropout"),
+    (
+        "at least 0 and less than 1",
+        lambda n: 0 <= n < 1,
+        "val test heldout_style beta1 beta2 embedding_dropout attention_dropout residual_dropout",
+    ),
+    ("above 0 and less than 1", lambda n: 0 < n < 1, "decay"),
+    ("above 0 and at most 1", lambda n: 0 < n <= 1, "top_p"),
+    ("from 0.98 to 1", lambda n: 0.98 <= n <= 1, "character_coverage"),
+    ("from 0 to 4294967295", lambda n: 0 <= n < 2**32, "seed"),  # what every generator of random numbers takes
+    ("a finite number", lambda n: True, "guidance"),
+)
+
+
+def check_limits(key: str, value: Any) -> None:
+    """ValueError for a number that is outside the limits of its key."""
+    if value is None or isinstance(value, DictConfig):
+        return
+    for words, holds, names in LIMITS:
+        if key.rpartition(".")[2] not in names.split():
+            continue
+        for number in value if OmegaConf.is_list(value) else [value]:
+            is_number = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+            if not is_number or not holds(number):
+                raise ValueError(f"{key}={shown(value)} must be {words}")
+
+
+def shown(value: Any) -> str:
+    """A value as it is written in an override."""
+    if OmegaConf.is_config(value):
+        return str(OmegaConf.to_container(value)).replace(" ", "").replace("'", "")
+    return str(value).lower() if isinstance(value, bool) else str(value)
