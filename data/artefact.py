@@ -163,8 +163,8 @@ class FolderLock:
     The lock belongs to the process: it is free again when the process ends, however it ends.
     """
 
-    def __init__(self, folder: Path | str, wait_s: float = 0.0):
-        self.folder, self.wait_s = Path(folder), wait_s
+    def __init__(self, folder: Path | str):
+        self.folder = Path(folder)
         self._lock: filelock.BaseFileLock | None = None
 
     def __enter__(self) -> "FolderLock":
@@ -172,7 +172,7 @@ class FolderLock:
         with plain_errors(self.folder):
             lock = filelock.FileLock(self.folder / ".lock")
             try:
-                lock.acquire(timeout=self.wait_s)
+                lock.acquire(timeout=0)
             except filelock.Timeout:
                 message = f"another run is working in {self.folder}: wait for it, or choose another folder"
                 raise FolderBusyError(message) from None

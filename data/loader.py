@@ -242,11 +242,6 @@ class Loader:
         """Counts up to the last batch taken, of this rank."""
         return Seen(**self.state["seen"])
 
-    @property
-    def epoch(self) -> float:
-        """How often the data set was read up to the last batch taken, by all ranks."""
-        return self.state["next"] / len(self.dataset)
-
 
 def _when_asked(stream: PackedStream) -> Iterator[PackedBatch]:
     while True:

@@ -68,10 +68,6 @@ class PackedBatch:
         """The same batch on another device."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> "PackedBatch":
-        """The same batch in page-locked memory, from which copies to a GPU need not wait."""
-        return self._each(Tensor.pin_memory)
-
     @property
     def num_tokens(self) -> int:
         """Places that hold a token."""

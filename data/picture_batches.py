@@ -20,10 +20,9 @@ from torch.utils.data import IterableDataset
 
 from .order import EpochOrder
 from .pictures import buckets_of, decode, fit
+from .record import DOCUMENTS, read_record
 from .shards import ShardError, read_shard
-from .tokens import read_record
 
-FORMAT = "omnigram-documents"
 State = dict[str, Any]
 
 
@@ -44,7 +43,7 @@ class Pictures:
         self, folder: Path | str, split: str, resolution: int, patch: int, max_ratio: float = 1.0, hold: int = 8
     ) -> None:
         self.folder, self.split = Path(folder), split
-        self.record = read_record(folder, FORMAT)
+        self.record = read_record(folder, DOCUMENTS)
         if split not in self.record["splits"]:
             raise ValueError(f"{folder} has no split {split!r}: it has {', '.join(self.record['splits'])}")
         self._shards = self.record["splits"][split]["shards"]

@@ -1,13 +1,11 @@
 """The data set of token documents: random access by number through the shards that are held in memory."""
 
-import json
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,25 +15,8 @@ from ..tokenizers.modality import document_grammar
 from ..tokenizers.vocabulary import Vocabulary
 from .document import TokenDocument
 from .kinds import captioned_picture
+from .record import DATASET, TOKENS, VOCABULARY, read_record
 from .shards import ShardError, read_token_shard
-
-FORMAT, FORMAT_VERSION = "omnigram-tokens", 1
-DATASET, VOCABULARY = "dataset.json", "vocabulary.json"
-
-
-def read_record(folder: Path | str, form: str) -> dict[str, Any]:
-    """The contents of `dataset.json` of a finished data set of format `form`; ValueError says what is there instead."""
-    path = Path(folder) / DATASET
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing: {folder} is no finished data set, make it first") from None
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read ({error}): remove {folder}, then make the data set again") from None
-    found = record.get("format") if isinstance(record, dict) else None
-    if found != form:
-        raise ValueError(f"{path} describes {found!r}, not {form!r}: name the folder of the other step")
-    return record
 
 
 class _Shard:
@@ -71,7 +52,7 @@ class TokenDataset:
 
     def __init__(self, folder: Path | str, split: str, hold: int = 8) -> None:
         self.folder, self.split, self._hold = Path(folder), split, hold
-        self.record = read_record(folder, FORMAT)
+        self.record = read_record(folder, TOKENS)
         if split not in self.record["splits"]:
             raise ValueError(f"{folder} has no split {split!r}: it has {', '.join(self.record['splits'])}")
         self._shards = self.record["splits"][split]["shards"]

@@ -12,9 +12,8 @@ from ..tokenizers.vocabulary import Vocabulary
 from . import pictures
 from .artefact import file_sha256
 from .document import Document, TokenDocument
+from .record import DATASET, DOCUMENTS, FORMAT_VERSION, TOKENS, VOCABULARY
 from .shards import ShardError, parse_sample, read_samples
-
-DATASET, VOCABULARY = "dataset.json", "vocabulary.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +55,16 @@ def validate(path: Path | str) -> Report:
         raise FileNotFoundError(f"{path} is neither a data set's folder nor a shard")
     listed: dict[str, dict[str, Any]] = {}
     faults: list[Fault] = []
+    form = recorded = None
     try:
-        for split in json.loads((path / DATASET).read_text(encoding="utf-8"))["splits"].values():
+        record = json.loads((path / DATASET).read_text(encoding="utf-8"))
+        form, recorded = record.get("format"), record.get("vocabulary")
+        for split in record["splits"].values():
             listed |= {shard["file"]: shard for shard in split["shards"]}
+        if form not in (DOCUMENTS, TOKENS) or record.get("format_version") != FORMAT_VERSION:
+            reason = f"has format {form!r} {record.get('format_version')!r}; known are {DOCUMENTS} and {TOKENS} "
+            reason += str(FORMAT_VERSION)
+            faults.append(Fault(DATASET, "", reason))
     except FileNotFoundError:
         faults.append(Fault(DATASET, "", "is missing: the data set is not finished"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -75,6 +81,11 @@ def validate(path: Path | str) -> Report:
             vocabulary = Vocabulary.from_json((path / VOCABULARY).read_text(encoding="utf-8"))
         except ValueError as error:
             faults.append(Fault(VOCABULARY, "", str(error)))
+        else:
+            if recorded is not None and vocabulary.identity != recorded:
+                faults.append(Fault(VOCABULARY, "", f"is not the vocabulary that {DATASET} names"))
+    elif form == TOKENS:
+        faults.append(Fault(VOCABULARY, "", "is missing: the codes have no ids without it"))
     report = _Check(path, vocabulary).run([path / name for name in sorted(present)], listed)
     report.faults[:0] = faults
     return report

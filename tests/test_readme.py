@@ -1,5 +1,6 @@
 """What the README says is run here: its shell commands at tiny size, and its Python."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -82,5 +83,7 @@ def test_a_model_is_asked_as_the_readme_says(
 def test_a_finished_run_is_measured_again(road: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(road)
     before = (road / "runs/pretrain/latest/metrics.json").stat().st_mtime_ns
-    assert main(["evaluate", "evaluate.run=runs/pretrain/latest"]) == 0
+    sizes = ["evaluation.queries=3", "evaluation.heldout_queries=3", "evaluation.features=false"]
+    assert main(["evaluate", "evaluate.run=runs/pretrain/latest", *sizes]) == 0
+    assert json.loads((road / "runs/pretrain/latest/metrics.json").read_text())["retrieval_queries"] == 3
     assert (road / "runs/pretrain/latest/metrics.json").stat().st_mtime_ns > before

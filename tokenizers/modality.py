@@ -1,4 +1,8 @@
-"""The registry of modalities: a new sensor is one record here and one tokenizer, and no other file changes."""
+"""The registry of modalities: how the blocks of each are written among the tokens of a document.
+
+Vocabulary, grammar, packing, loss and sampling know a modality by its record alone. The codebook size is that of its
+tokenizer, the loss weight a setting (`loss.weights`).
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,20 +17,11 @@ class Modality:
     """What the rest of the code has to know of a kind of signal."""
 
     name: str
-    codebook_size: int | None  # None: as large as that of its tokenizer
-    grid_rank: int  # axes of a block of codes: text 1, picture 2, video 3
-    grammar: RasterGrammar | None  # how a block is written; None: bare ids, as text is
-    loss_weight: float = 1.0
+    grammar: RasterGrammar | None  # how a block of codes is written; None: bare ids, as text is
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
             raise ValueError(f"modality name {self.name!r} must be a plain word")
-        if self.codebook_size is not None and self.codebook_size < 2:
-            raise ValueError(f"modality {self.name!r}: codebook_size {self.codebook_size} must be 2 or more")
-        if self.grid_rank < 1:
-            raise ValueError(f"modality {self.name!r}: grid_rank {self.grid_rank} must be 1 or more")
-        if self.loss_weight < 0:
-            raise ValueError(f"modality {self.name!r}: loss_weight {self.loss_weight} must not be negative")
 
 
 MODALITIES: dict[str, Modality] = {}
@@ -39,8 +34,8 @@ def register(modality: Modality) -> Modality:
     return modality
 
 
-register(Modality(TEXT, None, 1, None))
-register(Modality("image", None, 2, RasterGrammar()))
+register(Modality(TEXT, None))
+register(Modality("image", RasterGrammar()))
 
 
 def document_grammar(

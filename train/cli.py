@@ -25,6 +25,7 @@ DEBUG = "OMNIGRAM_DEBUG"
 FAULTY_INPUT, INTERRUPTED = 2, 128 + signal.SIGINT
 SWEEP = "model=nano,micro,small"  # where no model is named
 SWEEPS = Path("runs/sweep")
+MEASURING = ("evaluate.run=", "device=", "threads=", "evaluation.")  # what `evaluate` takes
 
 # command: module, function, what it does, examples
 STEPS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
@@ -32,7 +33,11 @@ STEPS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
         "shards",
         "make_shards",
         "pictures and words -> shards of documents",
-        ("", "data.source.languages=[en,de,ja]", "data=folder data.source.path=/my/pictures data.name=mine"),
+        (
+            "",
+            "data.source.languages=[en,de,ja] data.name=emoji3",
+            "data=folder data.source.path=/my/pictures data.name=mine",
+        ),
     ),
     "tokenizer": (
         "tokenizer",
@@ -52,7 +57,12 @@ STEPS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
         "tokens -> a trained decoder, with its export and a page of samples",
         ("", "model=micro trainer.max_steps=200", "experiment=tiny", "-m model=nano,micro seed=0,1"),
     ),
-    "evaluate": ("evaluate", "evaluate", "measure a finished run again", ("", "evaluate.run=runs/tokenizer/latest")),
+    "evaluate": (
+        "evaluate",
+        "evaluate",
+        "measure a finished run again",
+        ("", "evaluate.run=runs/tokenizer/latest", "evaluation.queries=1000"),
+    ),
 }
 
 
@@ -172,7 +182,9 @@ def make_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
         return command
 
     for name, (_, _, summary, examples) in STEPS.items():
-        _take_overrides(add(name, summary, examples, run_step))
+        step = add(name, summary, examples, run_step)
+        _take_overrides(step)
+        step.add_argument("-m", "--multirun", action="store_true", help="run every combination of key=a,b values")
     sweep = add("sweep", "pre-train each of several configurations, then compare them", ("", SWEEP), run_sweep)
     _take_overrides(sweep)
     add_picture_commands(add)
@@ -186,7 +198,6 @@ def _take_overrides(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="group=option or key=value, as --show-config lists them"
     )
-    command.add_argument("-m", "--multirun", action="store_true", help="run every combination of key=a,b values")
     command.add_argument("--show-config", action="store_true", help="print the configuration as YAML, do nothing")
 
 
@@ -198,6 +209,12 @@ def run_step(options: argparse.Namespace) -> int:
     combinations = compose_each(options.overrides, options.multirun)
     if options.show_config:
         return _show(config for _, config in combinations)
+    if options.command == "evaluate":
+        for override in options.overrides:
+            if not override.lstrip("+").startswith(MEASURING):
+                raise ValueError(
+                    f"{override} has no effect on a run that is finished: `evaluate` takes {', '.join(MEASURING)}…"
+                )
     step = getattr(import_module(f".{module}", __package__), function)
     for overrides, config in combinations:
         if options.multirun:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from ..data.artefact import atomic_write_json
-from ..data.tokens import DATASET
+from ..data.record import DATASET, DOCUMENTS, read_record
 from .pretrain import EXPORT, measure
 from .runs import METRICS, finished_run
 from .tokenizer import IMAGE_MODEL, evaluate_tokenizer
@@ -22,12 +22,12 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     run = Path(config.evaluate.run)
     before = finished_run(run)
     made = _configuration(run / "config.yaml")
-    for name in ("device", "threads"):  # of this machine, not of the one that trained
+    for name in ("device", "threads", "evaluation"):  # of this machine and this measurement, not of the training
         made[name] = config[name]
     if (run / EXPORT).exists():
         measured = measure(run, _tokens(run, made, before), made)
     elif (run / IMAGE_MODEL).exists():
-        measured = evaluate_tokenizer(run, Path(made.data.folder), made)
+        measured = evaluate_tokenizer(run, _documents(run, made, before), made)
     else:
         raise ValueError(f"{run} holds neither {EXPORT}/ nor {IMAGE_MODEL}/: name the folder of a finished run")
     atomic_write_json(run / METRICS, {**before, **measured})
@@ -46,6 +46,14 @@ def _configuration(path: Path) -> DictConfig:
     if not isinstance(made, DictConfig):
         raise ValueError(f"{path} is no configuration")
     return made
+
+
+def _documents(run: Path, made: DictConfig, before: dict[str, Any]) -> Path:
+    """The data set that a tokenizer was trained on, if it is there still."""
+    folder = Path(made.data.folder)
+    if read_record(folder, DOCUMENTS)["identity"] != before.get("made_from", {}).get("dataset"):
+        raise ValueError(f"{folder} is not the data set that {run} was made from: make that one again")
+    return folder
 
 
 def _tokens(run: Path, made: DictConfig, before: dict[str, Any]) -> Path:

@@ -1,7 +1,10 @@
 """The machine a run stands on: device, precision, threads, and the Lightning trainer that knows them."""
 
 import logging
+import os
+import shutil
 import signal
+import sys
 import warnings
 from pathlib import Path
 
@@ -49,6 +52,16 @@ def _quiet() -> None:
     transformers_logging.set_verbosity_error()
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # the loader is a thread of its own
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+
+
+def check_compiler(device: torch.device) -> None:
+    """ValueError where torch.compile would not find its C++ compiler for kernels of the CPU."""
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise ValueError(
+            f"trainer.compile=true needs a C++ compiler, and there is no {compiler}: install one (on Debian: apt "
+            "install g++), or set trainer.compile=false, which is slower"
+        )
 
 
 def precision(config: DictConfig, device: torch.device) -> str:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.picture_batches import FORMAT
 from ..data.pictures import aspect_buckets, decode, fit
+from ..data.record import DOCUMENTS, read_record
 from ..data.shards import read_shard
-from ..data.tokens import TokenDataset, read_record
+from ..data.tokens import TokenDataset
 
 
 def original_pictures(dataset: TokenDataset, keys: Collection[str]) -> dict[str, np.ndarray]:
@@ -17,7 +17,7 @@ def original_pictures(dataset: TokenDataset, keys: Collection[str]) -> dict[str,
     FileNotFoundError or ValueError if the data set is not beside the tokens, or is another one by now.
     """
     folder, made_from = source_folder(dataset), dataset.record["made_from"]
-    record = read_record(folder, FORMAT)
+    record = read_record(folder, DOCUMENTS)
     if record["identity"] != made_from["dataset"]["identity"]:
         raise ValueError(f"{folder} is not the data set that {dataset.folder} was made from: make the tokens again")
     resolution = int(made_from["resolution"])

@@ -32,7 +32,7 @@ from ..tokenizers.text import TextTokenizer
 from .checkpointing import Checkpoints, Steps, load_step
 from .compose import build
 from .heldout import HeldOut
-from .machine import fit, make_trainer, prepare
+from .machine import check_compiler, fit, make_trainer, prepare
 from .pretrain_metrics import EvaluationSettings, evaluate_pretraining
 from .pretraining import Pretraining
 from .progress import TrainingProgress
@@ -53,8 +53,12 @@ WATCHING = (
 
 def pretrain(config: DictConfig) -> Path:
     """Pre-train the decoder that `config.model` describes on `config.data`, unless that is done; the run folder."""
-    prepare(config)
+    device = prepare(config)
     _decoder_config(config, vocab_size=1)  # what cannot work is said before tokens are made
+    EvaluationSettings(**config.evaluation)
+    _sampling(config)
+    if config.trainer.compile:
+        check_compiler(device)
     folder = make_tokens(config)
     tokens = TokenDataset(folder, "train")
     decoder = model_config(config, tokens)
@@ -83,6 +87,8 @@ def _training_numbers(module: Pretraining) -> dict[str, Any]:
     return {
         "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
         "train_documents": seen.documents,
+        "train_documents_split": seen.split,
+        "train_segments_dropped": seen.dropped,
         "train_tokens": seen.tokens,
         "train_flops": flops * seen.tokens,
         "train_seconds": round(seconds, 1),
@@ -125,7 +131,10 @@ def model_config(config: DictConfig, tokens: TokenDataset) -> OmnigramConfig:
         )
     settings = {"vocab_size": vocabulary.size}
     for name in ("pad", "bos", "eos"):
-        settings[f"{name}_token_id"] = vocabulary.id(name)
+        key, number = f"{name}_token_id", vocabulary.id(name)
+        if config.model.get(key) not in (None, number):
+            raise ValueError(f"model.{key}={config.model[key]}, in the tokens {name} is {number}: set null")
+        settings[key] = number
     grammar = tokens.grammar()
     for size in tokens.record["splits"]["train"].get("grids") or {}:
         height, width = map(int, size.split("x"))
@@ -159,9 +168,13 @@ def bundle(model: OmnigramForCausalLM, tokens: TokenDataset, run: Path, config: 
         prompt_template=record["prompt_template"],
         styles=tuple(record["styles"]),
         sizes=shapes,  # pyright: ignore[reportArgumentType]
-        sampling={name: Sampling(**settings) for name, settings in config.sampling.items()},
+        sampling=_sampling(config),
     )
     return Omnigram(model, tokens.vocabulary, TextTokenizer.load(run / TEXT_MODEL), image, card)
+
+
+def _sampling(config: DictConfig) -> dict[str, Sampling]:
+    return {str(name): Sampling(**settings) for name, settings in config.sampling.items()}
 
 
 class _Batches(IterableDataset[PackedBatch]):

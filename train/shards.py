@@ -19,13 +19,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..data.artefact import FolderLock, atomic_write_json, identity, provenance, remove_partials
 from ..data.document import Document
+from ..data.record import DATASET, DOCUMENTS, FORMAT_VERSION
 from ..data.shards import RECORDS, ShardWriter
 from ..data.sources import Source
 from ..data.splits import SPLITS, Splits
 from .compose import build
 
-FORMAT, FORMAT_VERSION = "omnigram-documents", 1
-DATASET = "dataset.json"
 # settings that decide whether a run goes on, not what it makes
 NO_PART_OF_REQUEST = ("max_skipped",)
 
@@ -65,7 +64,7 @@ def _made_from(settings: dict[Any, Any], source: Source) -> dict[str, Any]:
     """All that decides the contents: the settings but for names and tolerances, and the source's fingerprint."""
     chosen = {name: value for name, value in settings.items() if name not in ("name", "folder")}
     chosen["source"] = {name: value for name, value in chosen["source"].items() if name not in NO_PART_OF_REQUEST}
-    return {"format": FORMAT, "format_version": FORMAT_VERSION, **chosen, "fingerprint": source.fingerprint()}
+    return {"format": DOCUMENTS, "format_version": FORMAT_VERSION, **chosen, "fingerprint": source.fingerprint()}
 
 
 def _finished(folder: Path, made_from: dict[str, Any]) -> bool:
@@ -158,10 +157,10 @@ def _record(
         )
     contents = {split: [(shard["file"], shard["sha256"]) for shard in listed] for split, listed in shards.items()}
     return {
-        "format": FORMAT,
+        "format": DOCUMENTS,
         "format_version": FORMAT_VERSION,
         "name": name,
-        "identity": identity(FORMAT, FORMAT_VERSION, source.prompt_template, contents),
+        "identity": identity(DOCUMENTS, FORMAT_VERSION, source.prompt_template, contents),
         "license": source.license,
         "attribution": source.attribution,
         "prompt_template": source.prompt_template,

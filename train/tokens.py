@@ -29,21 +29,21 @@ from ..data.artefact import (
 )
 from ..data.document import Document, TokenDocument
 from ..data.encoding import DocumentEncoder, PictureTokenizer
+from ..data.record import DATASET, DOCUMENTS, FORMAT_VERSION, TOKENS, VOCABULARY, read_record
 from ..data.shards import RECORDS, ShardError, parse_sample, read_samples, write_shard
-from ..data.tokens import DATASET, FORMAT, FORMAT_VERSION, VOCABULARY, read_record
 from ..tokenizers.image import ImageTokenizer
 from ..tokenizers.text import TextTokenizer
 from ..tokenizers.vocabulary import TEXT, Vocabulary
 from .machine import choose_device
-from .shards import FORMAT as DOCUMENTS
+from .shards import make_shards
 from .tokenizer import IMAGE_MODEL, TEXT_MODEL, tokenizer_run
 
 
 def make_tokens(config: DictConfig) -> Path:
-    """Encode the data set of `config.data.folder` as `config.tokens` says, unless that is done; the folder of tokens.
+    """Encode the data set of `config.data` as `config.tokens` says, unless that is done; the folder of tokens.
 
     Raises:
-        FileNotFoundError: no finished data set, or no tokenizer run.
+        FileNotFoundError: no tokenizer run.
         ValueError: the inputs do not belong together, a shard is not as its data set says, a sample is broken.
         OSError: another run works in the folder, the disk is full or not writable.
     """
@@ -54,7 +54,7 @@ def make_tokens(config: DictConfig) -> Path:
             raise FileNotFoundError(f"{run / part} is missing: train the tokenizers first, or set tokens.tokenizer=")
     device = choose_device(options.device, "tokens.device")
     return write_tokens(
-        Path(config.data.folder),
+        make_shards(config),
         TextTokenizer.load(run / TEXT_MODEL),
         ImageTokenizer.from_pretrained(run / IMAGE_MODEL).to(device),
         Fitting(int(options.resolution), float(options.max_ratio)),
@@ -107,10 +107,10 @@ def write_tokens(
         atomic_write(folder / VOCABULARY, vocabulary.to_json() + "\n")
         contents = {split: [(s["file"], s["sha256"]) for s in entry["shards"]] for split, entry in splits.items()}
         record = {
-            "format": FORMAT,
+            "format": TOKENS,
             "format_version": FORMAT_VERSION,
             "name": folder.name,
-            "identity": identity(FORMAT, FORMAT_VERSION, vocabulary.identity, text.digit_ids, contents),
+            "identity": identity(TOKENS, FORMAT_VERSION, vocabulary.identity, text.digit_ids, contents),
             "tokenizer": tokenizer,
             "vocabulary": vocabulary.identity,
             "digit_ids": text.digit_ids,
@@ -131,7 +131,7 @@ def _finished(folder: Path, made_from: Mapping[str, Any]) -> bool:
     """Whether the folder holds these tokens; ValueError when it holds those of another data set."""
     if not (folder / DATASET).exists():
         return False
-    there = read_record(folder, FORMAT).get("made_from")
+    there = read_record(folder, TOKENS).get("made_from")
     if there == made_from:
         return True
     name = made_from["dataset"]["name"]

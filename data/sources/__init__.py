@@ -67,6 +67,8 @@ class Source(ABC):
     def __init__(self, max_skipped: float = 0.01, max_pixels: int = pictures.MAX_PIXELS, min_side: int = 8):
         if not 0 <= max_skipped <= 1:
             raise ValueError(f"data.source.max_skipped={max_skipped} must be a share, 0 to 1")
+        if not 1 <= max_pixels <= pictures.MAX_PIXELS:
+            raise ValueError(f"data.source.max_pixels={max_pixels} must be 1 to {pictures.MAX_PIXELS}")
         self.max_skipped, self.max_pixels, self.min_side = max_skipped, max_pixels, min_side
         self.skipped = Skipped()
         self.notes: list[str] = []

@@ -7,11 +7,13 @@ Captions are looked for in this order: a table (`captions` names it, else captio
 import csv
 import io
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..artefact import identity
 from ..document import IMAGE_SUFFIXES, Document, Segment
 from ..pictures import MAX_PIXELS
 from . import Sample, Source
@@ -65,13 +67,14 @@ class FolderSource(Source):
         return len(self._files)
 
     def fingerprint(self) -> Any:
-        """Names, sizes and times of the pictures and of their captions."""
+        """How many pictures, and a hash of the names, sizes and times of them and of their captions."""
         files = [self.path / name for name in self._files]
         if self._table_path is not None:
             files.append(self._table_path)
         elif not self._named:
             files += [sidecar for name in self._files if (sidecar := self._sidecar(name)).exists()]
-        return [[file.name, (status := file.stat()).st_size, status.st_mtime_ns] for file in files]
+        known = [[os.path.relpath(f, self.path), (status := f.stat()).st_size, status.st_mtime_ns] for f in files]
+        return {"pictures": len(self._files), "files": identity(known)}
 
     def samples(self) -> Iterator[Sample]:
         for name, key in zip(self._files, self._keys, strict=True):

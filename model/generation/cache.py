@@ -53,6 +53,6 @@ class LaneCache(Cache):
         rows, positions = self._places
         both = self._store[layer_idx]
         for store, states in zip(both, (key_states, value_states), strict=True):
-            store[rows, :, positions] = states.transpose(1, 2)
-        keys, values = both[:, : len(rows), :, : self._span]
+            store[rows, :, positions] = states.transpose(1, 2).to(store.dtype)  # autocast makes narrower ones
+        keys, values = both[:, : len(rows), :, : self._span].to(key_states.dtype)
         return keys, values

@@ -7,8 +7,8 @@ import numpy as np
 
 from omnigram.data.artefact import atomic_write_json, identity
 from omnigram.data.document import TokenDocument, TokenSegment
+from omnigram.data.record import DATASET, FORMAT_VERSION, TOKENS, VOCABULARY
 from omnigram.data.shards import shard_name, write_shard
-from omnigram.data.tokens import DATASET, FORMAT, FORMAT_VERSION, VOCABULARY
 from omnigram.tokenizers.vocabulary import Vocabulary
 
 DIGITS = {symbol: index for index, symbol in enumerate("0123456789*")}
@@ -39,7 +39,7 @@ def token_folder(folder: Path, shards: Sequence[Sequence[TokenDocument]], split:
         records.append({"file": shard_name(split, index), "documents": len(documents)})
     (folder / VOCABULARY).write_text(vocabulary.to_json())
     record = {
-        "format": FORMAT,
+        "format": TOKENS,
         "format_version": FORMAT_VERSION,
         "identity": identity([[document.key for document in documents] for documents in shards]),
         "vocabulary": vocabulary.identity,

@@ -131,6 +131,12 @@ def test_the_fingerprint_follows_captions_and_pictures(tmp_path):
     assert FolderSource(tmp_path).fingerprint() != before
 
 
+def test_no_more_pixels_than_the_next_step_takes(tmp_path):
+    fill_folder(tmp_path, 1)
+    with pytest.raises(ValueError, match=r"data\.source\.max_pixels=80000000 must be 1 to 50000000"):
+        FolderSource(tmp_path, max_pixels=80_000_000)
+
+
 def test_mistakes_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"data\.source\.path=.*nowhere is no folder"):
         FolderSource(tmp_path / "nowhere")

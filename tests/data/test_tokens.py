@@ -7,7 +7,8 @@ import pytest
 from made_tokens import captioned, token_folder
 
 from omnigram.data import tokens
-from omnigram.data.tokens import DATASET, FORMAT, VOCABULARY, TokenDataset, read_record
+from omnigram.data.record import DATASET, TOKENS, VOCABULARY, read_record
+from omnigram.data.tokens import TokenDataset
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_faults_are_told(folder: Path, tmp_path: Path) -> None:
         TokenDataset(folder, "val")
     with pytest.raises(FileNotFoundError, match="no finished data set"):
         TokenDataset(tmp_path, "train")
-    with pytest.raises(ValueError, match=f"describes '{FORMAT}', not 'omnigram-documents'"):
+    with pytest.raises(ValueError, match=f"describes '{TOKENS}', not 'omnigram-documents'"):
         read_record(folder, "omnigram-documents")
     other = TokenDataset(folder, "train").vocabulary.to_json().replace('"pad"', '"fill"')
     (folder / VOCABULARY).write_text(other)

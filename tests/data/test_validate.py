@@ -7,6 +7,7 @@ import pytest
 from made_pictures import data_config, fill_folder, picture, tar_of
 
 from omnigram.data.document import Document, Segment, TokenDocument, TokenSegment
+from omnigram.data.record import FORMAT_VERSION, TOKENS
 from omnigram.data.shards import write_shard
 from omnigram.data.validate import validate
 from omnigram.tokenizers.vocabulary import Vocabulary
@@ -92,13 +93,20 @@ def test_token_documents_are_checked_against_the_vocabulary(tmp_path):
     documents.append(TokenDocument("sound", (TokenSegment("audio", np.array([1])),)))
     path = write_shard(tmp_path / "train-000000.tar", documents)
     record = {"file": path.name, "documents": 4}
-    (tmp_path / "dataset.json").write_text(json.dumps({"splits": {"train": {"shards": [record]}}}))
+    dataset = {"format": TOKENS, "format_version": FORMAT_VERSION, "splits": {"train": {"shards": [record]}}}
+    (tmp_path / "dataset.json").write_text(json.dumps(dataset | {"vocabulary": vocabulary.identity}))
     assert faults(tmp_path) == [
         "train-000000.tar: sample 'text': segment 0 has the code 300, text has 300 codes",
         "train-000000.tar: sample 'image': segment 1 has the code 16, image has 16 codes",
         "train-000000.tar: sample 'sound': vocabulary.json has no modality 'audio'",
         "train-000000.tar: holds 1 good documents, dataset.json says 4",
     ]
+    (tmp_path / "dataset.json").write_text(json.dumps(dataset | {"vocabulary": "another"}))
+    assert faults(tmp_path)[0] == "vocabulary.json: is not the vocabulary that dataset.json names"
+    (tmp_path / "vocabulary.json").unlink()
+    assert faults(tmp_path)[0] == "vocabulary.json: is missing: the codes have no ids without it"
+    (tmp_path / "dataset.json").write_text(json.dumps(dataset | {"format": "tfds"}))
+    assert faults(tmp_path)[0].startswith("dataset.json: has format 'tfds' 1; known are omnigram-documents and")
 
 
 def test_nothing_to_validate(tmp_path):

@@ -13,18 +13,16 @@ DIGITS = {symbol: id_ for id_, symbol in enumerate("0123456789*")}
 
 
 def test_text_and_image_are_registered():
-    assert MODALITIES["text"].grid_rank == 1
     assert MODALITIES["text"].grammar is None
-    assert MODALITIES["image"].grid_rank == 2
     assert MODALITIES["image"].grammar == RasterGrammar()
 
 
-def test_a_new_sensor_is_one_record(monkeypatch):
+def test_the_grammar_of_a_new_sensor_is_one_record(monkeypatch):
     monkeypatch.setattr("omnigram.tokenizers.modality.MODALITIES", dict(MODALITIES))
     vocabulary = Vocabulary.appended(11, (*DEFAULT_SPECIALS, "bod", "eod"), {"image": 4, "depth": 6})
     with pytest.raises(ValueError, match="'depth' is not registered; known: text, image"):
         document_grammar(vocabulary, DIGITS)
-    depth = register(Modality("depth", 6, 2, RasterGrammar(begin="bod", end="eod")))
+    depth = register(Modality("depth", RasterGrammar(begin="bod", end="eod")))
     documents = document_grammar(vocabulary, DIGITS)
     segments = [("image", np.array([[3]])), ("depth", np.array([[5, 0]])), ("text", np.array([7]))]
     ids = documents.write(segments)
@@ -35,7 +33,7 @@ def test_a_new_sensor_is_one_record(monkeypatch):
 
     assert register(depth) == depth  # again, the same: nothing happens
     with pytest.raises(ValueError, match="'depth' is registered already"):
-        register(dataclasses.replace(depth, loss_weight=0.5))
+        register(dataclasses.replace(depth, grammar=None))
 
 
 def test_modalities_need_begin_marks_of_their_own():
@@ -52,15 +50,6 @@ def test_a_grammar_can_replace_the_registered_one():
     assert documents.blocks["image"].sides == (2, 4)
 
 
-@pytest.mark.parametrize(
-    ("record", "reason"),
-    [
-        (("a b", None, 1, None), "'a b'"),
-        (("depth", 1, 2, None), "codebook_size 1"),
-        (("depth", None, 0, None), "grid_rank 0"),
-        (("depth", None, 2, None, -1.0), r"loss_weight -1\.0"),
-    ],
-)
-def test_impossible_records_are_refused(record, reason):
-    with pytest.raises(ValueError, match=reason):
-        Modality(*record)
+def test_names_are_plain_words():
+    with pytest.raises(ValueError, match="'a b' must be a plain word"):
+        Modality("a b", None)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from omnigram.data.artefact import atomic_write_json, file_sha256, identity
 from omnigram.data.document import Document, Segment
+from omnigram.data.record import DOCUMENTS
 from omnigram.data.shards import shard_name, write_shard
 from omnigram.model.bundle import Omnigram
 from omnigram.model.card import Card
@@ -24,7 +25,6 @@ from omnigram.tokenizers.image import ImageTokenizer
 from omnigram.tokenizers.text import TextTokenizer
 from omnigram.tokenizers.vocabulary import Vocabulary
 from omnigram.train.captioned_pictures import CaptionedPicture
-from omnigram.train.shards import FORMAT
 from omnigram.train.tokens import Fitting, write_tokens
 
 STYLES, CODES, PATCH = ("flat", "round"), 16, 8
@@ -92,7 +92,7 @@ def world(folder: Path) -> Path:
         "test": [(name, style) for name in NAMES[6:] for style in STYLES],
         "heldout_style": heldout,
     }
-    record: dict[str, Any] = {"format": FORMAT, "name": folder.name, "license": "CC0", "attribution": "nobody"}
+    record: dict[str, Any] = {"format": DOCUMENTS, "name": folder.name, "license": "CC0", "attribution": "nobody"}
     record |= {"prompt_template": CARD.prompt_template, "styles": list(STYLES), "splits": {}}
     for split, pairs in splits.items():
         path = write_shard(folder / shard_name(split, 0), [document(*pair) for pair in pairs])

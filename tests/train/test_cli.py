@@ -67,6 +67,7 @@ def test_every_command_has_help_with_examples(command: str, capsys: pytest.Captu
         ),
         (["tokenizer", "tokenizer.network.channels=[64]"], "need one number a level each"),
         (["tokenizer", "device=gpu"], "device='gpu' is unknown: choose of auto, cpu, cuda"),
+        (["evaluate", "model=nano"], "model=nano has no effect on a run that is finished: `evaluate` takes "),
         (["evaluate", "evaluate.run=nowhere"], "nowhere is no finished run (metrics.json is missing)"),
         (["data", "data=folder"], "data=folder needs data.name=… and data.source.path=…"),
         (["data", "data=folder", "data.name=a", "data.source.path=nowhere"], "nowhere"),

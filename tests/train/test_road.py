@@ -18,6 +18,7 @@ from omnigram.model.bundle import Omnigram
 from omnigram.tokenizers.image import ImageTokenizer
 from omnigram.train.compose import compose_config
 from omnigram.train.curves import read_curves
+from omnigram.train.evaluate import evaluate
 from omnigram.train.pretrain import pretrain
 from omnigram.train.pretraining import Pretraining
 from omnigram.train.tokenizer import make_tokenizer
@@ -175,3 +176,36 @@ def test_a_damaged_checkpoint_is_passed_over(road: tuple[Path, DictConfig], befo
         assert pretrain(compose_config(asked)).name == whole.name
     weights = [load_file(folder / "export/model.safetensors") for folder in (whole, run)]
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("evaluation.page=0", r"evaluation\.page=0 must be 1 or more"),
+        ("trainer.compile=true", r"needs a C\+\+ compiler, and there is no no-compiler: install one"),
+        ("model.bos_token_id=3", r"model\.bos_token_id=3, in the tokens bos is \d+: set null"),
+    ],
+)
+def test_what_cannot_end_well_is_said_before_a_run_is_made(
+    setting: str, message: str, before_pretraining: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+):
+    folder, asked = before_pretraining
+    monkeypatch.setenv("CXX", "no-compiler")
+    with pytest.raises(ValueError, match=message):
+        pretrain(compose_config([*asked, setting]))
+    assert not (folder / "runs/pretrain").exists()
+
+
+def test_bfloat16_trains_and_draws(before_pretraining: tuple[Path, list[str]]):
+    _, asked = before_pretraining
+    run = pretrain(compose_config([*asked, "precision=bf16-mixed", "seed=1", "tokens.tokenizer=runs/tokenizer/latest"]))
+    assert (run / "samples/step-00000008.png").is_file()
+
+
+def test_a_tokenizer_is_not_measured_on_other_pictures(before_pretraining: tuple[Path, list[str]]):
+    folder, _ = before_pretraining
+    assert evaluate(compose_config(["evaluate.run=runs/tokenizer/latest"]))["psnr"] > 0
+    path = folder / "datasets/tiny/dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"identity": "another"}))
+    with pytest.raises(ValueError, match=r"datasets/tiny is not the data set that runs/tokenizer/latest was made from"):
+        evaluate(compose_config(["evaluate.run=runs/tokenizer/latest"]))

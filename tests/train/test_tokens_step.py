@@ -16,6 +16,7 @@ from rich.console import Console
 from omnigram.data.artefact import atomic_write_json, file_sha256, identity
 from omnigram.data.document import Document, Segment
 from omnigram.data.encoding import DocumentEncoder
+from omnigram.data.record import DOCUMENTS
 from omnigram.data.shards import read_token_shard, shard_name, write_shard
 from omnigram.data.tokens import TokenDataset
 from omnigram.data.validate import validate
@@ -24,7 +25,6 @@ from omnigram.tokenizers.image import ImageTokenizer
 from omnigram.tokenizers.quantizer import QuantizerConfig
 from omnigram.tokenizers.text import TextTokenizer
 from omnigram.train import tokens
-from omnigram.train.shards import FORMAT as DOCUMENTS
 from omnigram.train.tokens import Fitting, make_tokens, write_tokens
 
 QUIET = Console(file=io.StringIO())
