@@ -50,15 +50,6 @@ def recorder(sampling: dict[str, Sampling], **options: Any) -> Recorder:
     return Recorder(made.model, made.grammar, made.writer.text_tokenizer, sampling)
 
 
-def test_draws_within_autocast() -> None:
-    sampler = tiny_sampler()
-    with torch.autocast("cpu", torch.bfloat16):
-        samples = sampler.sample(MIXED)
-    for sample in samples:
-        assert sampler.grammar.read(sample.ids) is not None
-    assert [len(sample.ids) > 0 for sample in samples] == [True] * len(MIXED)
-
-
 @pytest.mark.parametrize(
     "options", [{}, {"qk_norm": "rms", "num_key_value_heads": 4}, {"attn_implementation": "eager"}]
 )
