@@ -251,7 +251,10 @@ class TestRefusals:
             DocumentEncoder(text, MeanTokenizer(), 16, batch_size=0)
 
 
-def test_the_step_reads_a_tokenizer_run(folder: Path, text: TextTokenizer, tmp_path: Path) -> None:
+def test_the_step_reads_a_tokenizer_run(
+    folder: Path, text: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omnigram.train.tokens.make_shards", lambda config: Path(config.data.folder))  # they are there
     run = tmp_path / "run"
     options = {
         "tokenizer": str(run),
