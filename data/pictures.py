@@ -51,7 +51,7 @@ def verify(data: bytes, max_pixels: int = MAX_PIXELS, min_side: int = MIN_SIDE) 
         image.load()
         if image.mode == "F":
             raise ValueError("its pixels are floating-point numbers of unknown range")
-    except Exception as error:
+    except Exception as error:  # as above: any kind, here of the pixels behind the header
         raise ValueError(f"picture cannot be decoded: {_first_line(error, 'broken')}") from None
     return height, width
 
@@ -62,7 +62,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, min_side: int = MIN_SIDE) 
     try:
         image.load()
         return _rgb(_oriented(image))
-    except Exception as error:
+    except Exception as error:  # as above: any kind, here of the pixels behind the header
         raise ValueError(f"picture cannot be decoded: {_first_line(error, 'broken')}") from None
 
 

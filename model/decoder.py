@@ -33,13 +33,13 @@ class OmnigramPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["DecoderBlock"]  # noqa: RUF012 (transformers declares these as plain class attributes)
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 (as transformers declares it)
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": DecoderBlock, "attentions": Attention}  # noqa: RUF012
+    _can_record_outputs = {"hidden_states": DecoderBlock, "attentions": Attention}  # noqa: RUF012 (as transformers declares it)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -153,8 +153,8 @@ class OmnigramModel(OmnigramPreTrainedModel):
 class OmnigramForCausalLM(OmnigramPreTrainedModel, GenerationMixin):
     """The decoder with its head: trained by `training_loss`, used by `generate` and the samplers."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
-    _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 (as transformers declares it)
+    _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012 (as transformers declares it)
 
     def __init__(self, config: OmnigramConfig) -> None:
         super().__init__(config)

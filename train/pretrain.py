@@ -174,6 +174,7 @@ def bundle(model: OmnigramForCausalLM, tokens: TokenDataset, run: Path, config: 
 
 
 def _sampling(config: DictConfig) -> dict[str, Sampling]:
+    """Settings by modality. ValueError for impossible ones."""
     return {str(name): Sampling(**settings) for name, settings in config.sampling.items()}
 
 

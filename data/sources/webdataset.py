@@ -56,7 +56,7 @@ class WebDatasetSource(Source):
     def samples(self) -> Iterator[Sample]:
         for url, name in zip(self.urls, self._names, strict=True):
             for key, members in _read(url):
-                load = lambda key=key, members=members, name=name: self._document(name, key, members)  # noqa: E731
+                load = lambda key=key, members=members, name=name: self._document(name, key, members)  # noqa: E731 (binds this turn of the loop)
                 yield Sample(f"{name}/{key}", load)
 
     def _document(self, shard: str, key: str, members: dict[str, bytes]) -> Document:
