@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions
@@ -73,6 +74,13 @@ def test_modules_import_and_their_doctests_pass(name: str) -> None:
 
 def test_what_is_imported_is_this_checkout() -> None:
     assert Path(omnigram.__file__).resolve().parent == ROOT
+
+
+def test_it_is_imported_once() -> None:
+    """A second copy under another name would take the custom operators away from the first."""
+    code = {str(path) for path in [ROOT / "__init__.py", *FILES]}
+    names = [name for name, module in sys.modules.items() if getattr(module, "__file__", None) in code]
+    assert [name for name in names if name.partition(".")[0] != "omnigram"] == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
