@@ -76,7 +76,7 @@ class Ours:
 
     def __init__(self, model: OmnigramForCausalLM, vocabulary: Vocabulary, config: DictConfig) -> None:
         self.module = Pretraining(model, vocabulary, config)
-        Fabric(accelerator="cpu", devices=1).setup(self.module, self.module.configure_optimizers())
+        Fabric(accelerator="cpu", devices=1).setup(self.module, *self.module.configure_optimizers())
         if config.trainer.compile:
             model.model.compile(dynamic=False)
 

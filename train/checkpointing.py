@@ -28,6 +28,11 @@ class StepModule(LightningModule):
         """Steps finished."""
         return int(self.steps_done)
 
+    def every_optimizer(self) -> list[Any]:
+        """The optimizers, also where there is one."""
+        optimizers = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]
+
     def check_loss(self, loss: torch.Tensor, setting: str) -> None:
         """ValueError for a loss that is not finite, before it reaches weights and checkpoints."""
         if not torch.isfinite(loss):

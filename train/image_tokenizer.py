@@ -1,7 +1,7 @@
 """Training of the image tokenizer: reconstruction, commitment, and a discriminator where it is configured.
 
 VQGAN (https://arxiv.org/abs/2012.09841, section 3.1) with pixel losses. Optimisation is manual: `generator_step`
-trains encoder, codebook and decoder, `discriminator_step` the discriminator, each with its own optimizer.
+trains encoder, codebook and decoder, `discriminator_step` the discriminator, each with its own optimizers.
 
 Dimensions: B batch, H W pixels.
 """
@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data.picture_batches import PictureBatch
 from ..tokenizers.image import ImageTokenizer, to_pixels
 from .checkpointing import StepModule
+from .optimizer import build_optimizers, scale_learning_rates
 from .schedule import warmup_cosine
 
 
@@ -53,43 +54,36 @@ class ImageTokenizerTraining(StepModule):
         self.averaged.module.load_state_dict(self.tokenizer.state_dict())
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        settings = self.settings.optimizer
-        fused = self.device.type in ("cpu", "cuda")
-
-        def adamw(parameters: Any, learning_rate: float) -> torch.optim.Optimizer:
-            return torch.optim.AdamW(
-                parameters,
-                lr=learning_rate,
-                betas=(settings.beta1, settings.beta2),
-                weight_decay=settings.weight_decay,
-                fused=fused,
-            )
-
-        optimizers = [adamw(self.tokenizer.parameters(), settings.learning_rate)]
+        optimizers = build_optimizers(self.tokenizer, self.settings.optimizer, self.device)
         if self.discriminator is not None:
-            optimizers.append(adamw(self.discriminator.parameters(), self.settings.discriminator.learning_rate))
+            rates = {"learning_rate": self.settings.discriminator.learning_rate, "muon_learning_rate": None}
+            settings = OmegaConf.merge(self.settings.optimizer, rates)
+            optimizers += build_optimizers(self.discriminator, settings, self.device)
         return optimizers
 
     def training_step(self, batch: PictureBatch, batch_idx: int) -> None:
-        optimizers = self.optimizers()
-        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        optimizers = self.every_optimizer()
         factor = warmup_cosine(
             self.step,
             self.settings.optimizer.warmup_steps,
             self.settings.trainer.max_steps,
             self.settings.optimizer.final_ratio,
         )
+        scale_learning_rates(optimizers, factor)
         pictures = batch.pictures
         if self.settings.trainer.flip:
             mirrored = torch.rand(len(pictures), device=pictures.device) < 0.5
             pictures = torch.where(mirrored[:, None, None, None], pictures.flip(2), pictures)
         pixels = to_pixels(pictures)
-        decoded = self.generator_step(optimizers[0], pixels, self.settings.optimizer.learning_rate * factor)
-        if self.discriminator is not None and self.step >= self.settings.discriminator.start_step:
-            rate = self.settings.discriminator.learning_rate * factor
-            self.discriminator_step(optimizers[1], pixels, decoded.detach(), rate)
+        if self.discriminator is None:
+            self.generator_step(optimizers, pixels)
+            return
+        *of_generator, of_discriminator = optimizers
+        decoded = self.generator_step(of_generator, pixels)
+        if self.step >= self.settings.discriminator.start_step:
+            self.discriminator_step(of_discriminator, pixels, decoded.detach())
 
-    def generator_step(self, optimizer: Any, pixels: Tensor, learning_rate: float) -> Tensor:
+    def generator_step(self, optimizers: list[Any], pixels: Tensor) -> Tensor:
         """One step of encoder, codebook and decoder; the decoded pixels."""
         weights = self.settings.loss
         quantized = self.tokenizer.quantize(pixels)
@@ -104,18 +98,18 @@ class ImageTokenizerTraining(StepModule):
             loss = loss + weight * adversarial
             logged |= {"adversarial": adversarial, "adversarial_weight": weight}
         self.check_loss(loss, f"tokenizer.optimizer.learning_rate={self.settings.optimizer.learning_rate}")
-        self._update(optimizer, loss, self.tokenizer, learning_rate)
+        self._update(optimizers, loss, self.tokenizer)
         self.averaged.update_parameters(self.tokenizer)
         if self.step % self.settings.trainer.log_every_n_steps == 0:
             self.shown = {"loss": float(loss.detach()), "usage": float(quantized.stats["usage"])}
-            self._log({"loss": loss, "learning_rate": learning_rate, **logged})
+            self._log({"loss": loss, "learning_rate": optimizers[0].param_groups[0]["lr"], **logged})
         return decoded
 
-    def discriminator_step(self, optimizer: Any, real: Tensor, decoded: Tensor, learning_rate: float) -> None:
+    def discriminator_step(self, optimizer: Any, real: Tensor, decoded: Tensor) -> None:
         """One step of the discriminator with the hinge loss (https://arxiv.org/abs/1705.02894)."""
         assert self.discriminator is not None
         loss = F.relu(1 - self.discriminator(real)).mean() + F.relu(1 + self.discriminator(decoded)).mean()
-        self._update(optimizer, loss, self.discriminator, learning_rate)
+        self._update([optimizer], loss, self.discriminator)
         if self.step % self.settings.trainer.log_every_n_steps == 0:
             self._log({"discriminator": loss})
 
@@ -127,13 +121,12 @@ class ImageTokenizerTraining(StepModule):
         ratio = (pull.norm() / (push.norm() + 1e-6)).clamp(max=1e4)
         return self.settings.discriminator.weight * ratio.detach()
 
-    def _update(self, optimizer: Any, loss: Tensor, module: nn.Module, learning_rate: float) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.zero_grad()
+    def _update(self, optimizers: list[Any], loss: Tensor, module: nn.Module) -> None:
+        module.zero_grad()
         self.manual_backward(loss)
         nn.utils.clip_grad_norm_(module.parameters(), self.settings.optimizer.gradient_clip)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
 
     def _log(self, values: dict[str, Any]) -> None:
         scalars = {f"train/{name}": float(torch.as_tensor(value).detach()) for name, value in values.items()}

@@ -23,9 +23,9 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "0 or more",
         lambda n: n >= 0,
         "encoder_blocks decoder_blocks encoder_attention decoder_attention commitment dead_code_threshold l1 l2 "
-        "quantizer weight start_step learning_rate weight_decay warmup_steps words_to_picture picture_to_words page "
-        "text image prefetch z_loss validation_documents sample_pictures temperature top_k "
-        "pad_token_id bos_token_id eos_token_id",
+        "quantizer weight start_step learning_rate muon_learning_rate weight_decay warmup_steps "
+        "words_to_picture picture_to_words page text image prefetch z_loss validation_documents sample_pictures "
+        "temperature top_k pad_token_id bos_token_id eos_token_id",
     ),
     ("above 0", lambda n: n > 0, "eps gradient_clip rope_theta rms_norm_eps initializer_range"),
     ("from 0 to 1", lambda n: 0 <= n <= 1, "max_skipped final_ratio ema_decay caption_dropout"),

@@ -18,7 +18,7 @@ from ..model.decoder import OmnigramForCausalLM
 from ..model.loss import LossParts, Partition
 from ..tokenizers.vocabulary import Vocabulary
 from .checkpointing import StepModule
-from .optimizer import build_optimizer
+from .optimizer import build_optimizers, scale_learning_rates
 from .schedule import warmup_cosine
 
 
@@ -51,8 +51,8 @@ class Pretraining(StepModule):
         self._clock: tuple[float, int] | None = None  # time and tokens since the last point of the curves
         self._tokens = 0
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return build_optimizer(self.model, self.config.optimizer, self.device)
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return build_optimizers(self.model, self.config.optimizer, self.device)
 
     def transfer_batch_to_device(self, batch: PackedBatch, device: torch.device, dataloader_idx: int) -> PackedBatch:
         return batch.to(device)
@@ -71,17 +71,16 @@ class Pretraining(StepModule):
         )
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> None:
-        settings, optimizer = self.config.optimizer, self.optimizers()
-        assert not isinstance(optimizer, list)
+        settings, optimizers = self.config.optimizer, self.every_optimizer()
         factor = warmup_cosine(self.step, settings.warmup_steps, self.config.trainer.max_steps, settings.final_ratio)
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * factor
+        scale_learning_rates(optimizers, factor)
         parts = self.loss_parts(batch)
         self.check_loss(parts.loss, f"optimizer.learning_rate={settings.learning_rate}")
-        optimizer.zero_grad()
+        self.model.zero_grad()
         self.manual_backward(parts.loss / parts.weight.clamp_min(1e-6))
         length = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.gradient_clip)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         self._tokens += batch.num_tokens
         if self.step % self.config.trainer.log_every_n_steps == 0:
             self._log(batch, parts, float(length), settings.learning_rate * factor)
