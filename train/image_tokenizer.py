@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -56,8 +56,8 @@ class ImageTokenizerTraining(StepModule):
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         optimizers = build_optimizers(self.tokenizer, self.settings.optimizer, self.device)
         if self.discriminator is not None:
-            rates = {"learning_rate": self.settings.discriminator.learning_rate, "muon_learning_rate": None}
-            settings = OmegaConf.merge(self.settings.optimizer, rates)
+            settings = self.settings.optimizer.copy()
+            settings.learning_rate = self.settings.discriminator.learning_rate
             optimizers += build_optimizers(self.discriminator, settings, self.device)
         return optimizers
 

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import torch
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 NEWTON_SCHULZ_STEPS = 3  # of Muon: as good as the usual five here, at three fifths of the time (docs/LOG.md)
 
 
-def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
+def hidden_matrices(module: nn.Module) -> list[Tensor]:
     """Trained weights of linear layers, but for those of a head, which turns the last layer into logits."""
     head = module.get_output_embeddings() if isinstance(module, PreTrainedModel) else None
     linear = (m for m in module.modules() if isinstance(m, nn.Linear) and m is not head)
@@ -19,7 +19,7 @@ def hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
 
 
 def parameter_groups(
-    module: nn.Module, weight_decay: float, left_out: Sequence[nn.Parameter] = ()
+    module: nn.Module, weight_decay: float, left_out: Sequence[Tensor] = ()
 ) -> list[dict[str, object]]:
     """Parameters that decay (matrices but for embeddings, and so for a head tied to them) and those that do not."""
     embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
@@ -37,8 +37,7 @@ def build_optimizers(module: nn.Module, settings: DictConfig, device: torch.devi
     AdamW (https://arxiv.org/abs/1711.05101), and with `muon_learning_rate` Muon for the hidden matrices, its updates
     scaled to the length of AdamW's (https://arxiv.org/abs/2502.16982, section 2.2).
     """
-    rate = settings.muon_learning_rate
-    matrices = [] if rate is None else hidden_matrices(module)
+    matrices = [] if settings.muon_learning_rate is None else hidden_matrices(module)
     adamw = torch.optim.AdamW(
         parameter_groups(module, settings.weight_decay, matrices),
         lr=settings.learning_rate,
@@ -51,7 +50,7 @@ def build_optimizers(module: nn.Module, settings: DictConfig, device: torch.devi
         made.append(
             torch.optim.Muon(
                 matrices,
-                lr=rate,
+                lr=float(settings.muon_learning_rate),
                 weight_decay=settings.weight_decay,
                 adjust_lr_fn="match_rms_adamw",
                 ns_steps=NEWTON_SCHULZ_STEPS,

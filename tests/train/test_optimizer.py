@@ -16,9 +16,17 @@ def settings(**changed: float | None) -> DictConfig:
 
 
 def decoder(tied: bool) -> OmnigramForCausalLM:
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     return OmnigramForCausalLM(
-        OmnigramConfig(vocab_size=40, num_key_value_heads=2, head_dim=8, tie_word_embeddings=tied, **sizes)
+        OmnigramConfig(
+            vocab_size=40,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=8,
+            tie_word_embeddings=tied,
+        )
     )
 
 
