@@ -122,6 +122,8 @@ def describe(options: argparse.Namespace) -> int:
 
 def finish(options: argparse.Namespace) -> int:
     """`omnigram complete`."""
+    if options.style is not None and options.words is None:
+        raise ValueError(f"--style {options.style} belongs to words: say with --words what the picture shows")
     _check_seed(options.seed)
     picture, out = _read(options.picture), Path(options.out)
     _check_writable([out])
