@@ -1,9 +1,10 @@
 """Training the image tokenizer: our step, against a plain PyTorch loop around the same encoder and decoder.
 
 Ours is a step of `omnigram tokenizer` with the default configuration: a codebook of moving averages that revives dead
-codes, an average of all weights for evaluation, mirrored pictures, channels last in memory. The peer is what one writes
-first: the same two networks with a plain VQ-VAE between them (https://arxiv.org/abs/1711.00937, straight-through
-gradient, the codebook trained by its own), pixels in torch's default layout, no averages, no mirroring.
+codes, an average of all weights for evaluation, mirrored pictures, channels last in memory, Muon beside AdamW. The
+peer is what one writes first: the same two networks with a plain VQ-VAE between them
+(https://arxiv.org/abs/1711.00937, straight-through gradient, the codebook trained by its own), pixels in torch's
+default layout, no averages, no mirroring.
 
 Dimensions: B pictures of H x W pixels, h w grid of codes, D codebook dimension, K codebook size.
 """

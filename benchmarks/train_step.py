@@ -3,8 +3,9 @@
 Both see the same documents, of the kinds and lengths of the default data: a step of ours is a batch of full rows with
 attention within documents and the chunked, partitioned loss; a step of the peer is those documents as a batch, each
 padded to the longest, pads masked and labelled -100, which is what one gets by default. Both count useful tokens alone.
-Ours carries query-key norms, which Llama lacks. The share is of the machine's own float32 matrix products, for the
-arithmetic that ours cannot do without: no pads, no pairs across documents, no logits outside of a target's range.
+Ours carries query-key norms, which Llama lacks, and steps of Muon, where the peer has AdamW alone. The share is of the
+machine's own float32 matrix products, for the arithmetic that ours cannot do without: no pads, no pairs across
+documents, no logits outside of a target's range.
 
 Dimensions: R rows of a packed batch, B documents padded to L tokens.
 """

@@ -107,7 +107,12 @@ class Omnigram:
         seed: int = 0,
         sampling: Settings | None = None,
     ) -> Image.Image:
-        """The picture with only its first `rows` rows of codes kept and the rest drawn anew."""
+        """The picture with only its first `rows` rows of codes kept and the rest drawn anew.
+
+        ValueError for rows that the picture does not have, and for a style without words.
+        """
+        if style is not None and words is None:
+            raise ValueError(f"style {style!r} belongs to words: say in words what the picture shows")
         codes = self.codes(picture)
         if not 0 < rows < len(codes):
             raise ValueError(

@@ -71,6 +71,7 @@ FAULTS = [
     (["data=folder"], "data=folder needs data.name=… and data.source.path=…"),
     (["seed=${foo}"], "seed: Interpolation key 'foo' not found"),
     (["~model"], "model cannot be left out"),
+    (["trainer.max_steps=null"], "trainer.max_steps cannot be null, give it a value as in trainer.max_steps="),
     (["hydra.run.dir=/x"], "settings of Hydra itself have no effect"),
     (["model=nano,micro"], "names several values: add -m"),
     (["model"], "'model' is no setting"),

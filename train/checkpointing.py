@@ -12,7 +12,7 @@ from ..data.artefact import plain_errors, sync_folder
 
 
 class StepModule(LightningModule):
-    """A module that counts its own steps: Lightning counts those of each optimizer, of which a GAN has two."""
+    """A module that counts its own steps: Lightning counts those of each optimizer, and there may be several."""
 
     steps_done: torch.Tensor
     seconds: torch.Tensor  # of training, without the stops between
@@ -29,7 +29,7 @@ class StepModule(LightningModule):
         return int(self.steps_done)
 
     def every_optimizer(self) -> list[Any]:
-        """The optimizers, also where there is one."""
+        """All optimizers, as a list also where there is one."""
         optimizers = self.optimizers()
         return optimizers if isinstance(optimizers, list) else [optimizers]
 
@@ -37,6 +37,13 @@ class StepModule(LightningModule):
         """ValueError for a loss that is not finite, before it reaches weights and checkpoints."""
         if not torch.isfinite(loss):
             raise ValueError(f"the loss of step {self.step + 1} is not a finite number: lower {setting}")
+
+    def shorten_gradient(self, module: torch.nn.Module, longest: float, setting: str) -> torch.Tensor:
+        """Shorten the gradient to `longest`; its length before. ValueError if that is not finite, before a step."""
+        length = torch.nn.utils.clip_grad_norm_(module.parameters(), longest)
+        if not torch.isfinite(length):
+            raise ValueError(f"the gradient of step {self.step + 1} is not a finite number: lower {setting}")
+        return length
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["data_state"], checkpoint["step"] = self.data_state, self.step

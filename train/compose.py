@@ -24,6 +24,7 @@ from .limits import check_limits, shown
 CONF, ROOT = "omnigram.conf", "config"
 FILLED_IN_LATER = "model."  # by a step, from what the step before it made
 OPEN = ("model.", "data.source.")  # a constructor knows what these hold: keys may be added and left out
+NULLABLE = ("tokenizer.discriminator", "tokenizer.optimizer.muon_learning_rate", "optimizer.muon_learning_rate")
 OPTIONAL = ("loader.kinds.", "loss.weights.")  # may be left out
 DISCRIMINATOR = ("channels", "layers", "weight", "start_step", "learning_rate")
 
@@ -145,6 +146,10 @@ def _check_key(override: Override, base: DictConfig) -> None:
             return
         raise ValueError(f"{override.input_line}: {key} cannot be left out, give it another value")
     value = override.value()
+    if value is None and paths[key] is not None and key not in NULLABLE and not key.startswith(OPEN):
+        raise ValueError(
+            f"{override.input_line}: {key} cannot be null, give it a value as in {key}={shown(paths[key])}"
+        )
     fault = _misfit(paths[key], value)
     if fault:
         raise ValueError(f"{override.input_line}: {key} {fault}, as in {key}={shown(paths[key])}")

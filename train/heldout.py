@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
 from torch import Tensor
 
+from ..data.artefact import atomic_write
 from ..data.evaluation_batches import EvaluationBatches
 from ..data.kinds import WORDS_TO_PICTURE
 from ..data.tokens import TokenDataset
@@ -88,5 +89,5 @@ class HeldOut(Callback):
             return
         page = contact_sheet(made.draw(captions, seed=self.config.seed), captions)
         (self.folder / SAMPLES).mkdir(exist_ok=True)
-        page.save(self.folder / SAMPLES / f"step-{step:08d}.png")
+        atomic_write(self.folder / SAMPLES / f"step-{step:08d}.png", lambda file: page.save(file, format="PNG"))
         log_picture(trainer.loggers, "samples", page, step)

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..data.picture_batches import PictureBatch
 from ..tokenizers.image import ImageTokenizer, to_pixels
 from .checkpointing import StepModule
-from .optimizer import build_optimizers, scale_learning_rates
+from .optimizer import build_optimizers, learning_rates, named_rates, scale_learning_rates
 from .schedule import warmup_cosine
 
 
@@ -58,6 +58,7 @@ class ImageTokenizerTraining(StepModule):
         if self.discriminator is not None:
             settings = self.settings.optimizer.copy()
             settings.learning_rate = self.settings.discriminator.learning_rate
+            settings.muon_learning_rate = None  # it has one optimizer, the last
             optimizers += build_optimizers(self.discriminator, settings, self.device)
         return optimizers
 
@@ -97,19 +98,19 @@ class ImageTokenizerTraining(StepModule):
             weight = self._adversarial_weight(loss, adversarial)
             loss = loss + weight * adversarial
             logged |= {"adversarial": adversarial, "adversarial_weight": weight}
-        self.check_loss(loss, f"tokenizer.optimizer.learning_rate={self.settings.optimizer.learning_rate}")
-        self._update(optimizers, loss, self.tokenizer)
+        self._update(optimizers, loss, self.tokenizer, named_rates(self.settings.optimizer, "tokenizer.optimizer"))
         self.averaged.update_parameters(self.tokenizer)
         if self.step % self.settings.trainer.log_every_n_steps == 0:
             self.shown = {"loss": float(loss.detach()), "usage": float(quantized.stats["usage"])}
-            self._log({"loss": loss, "learning_rate": optimizers[0].param_groups[0]["lr"], **logged})
+            self._log({"loss": loss, **learning_rates(optimizers), **logged})
         return decoded
 
     def discriminator_step(self, optimizer: Any, real: Tensor, decoded: Tensor) -> None:
         """One step of the discriminator with the hinge loss (https://arxiv.org/abs/1705.02894)."""
         assert self.discriminator is not None
         loss = F.relu(1 - self.discriminator(real)).mean() + F.relu(1 + self.discriminator(decoded)).mean()
-        self._update([optimizer], loss, self.discriminator)
+        rate = f"tokenizer.discriminator.learning_rate={self.settings.discriminator.learning_rate}"
+        self._update([optimizer], loss, self.discriminator, rate)
         if self.step % self.settings.trainer.log_every_n_steps == 0:
             self._log({"discriminator": loss})
 
@@ -121,10 +122,11 @@ class ImageTokenizerTraining(StepModule):
         ratio = (pull.norm() / (push.norm() + 1e-6)).clamp(max=1e4)
         return self.settings.discriminator.weight * ratio.detach()
 
-    def _update(self, optimizers: list[Any], loss: Tensor, module: nn.Module) -> None:
+    def _update(self, optimizers: list[Any], loss: Tensor, module: nn.Module, rates: str) -> None:
+        self.check_loss(loss, rates)
         module.zero_grad()
         self.manual_backward(loss)
-        nn.utils.clip_grad_norm_(module.parameters(), self.settings.optimizer.gradient_clip)
+        self.shorten_gradient(module, self.settings.optimizer.gradient_clip, rates)
         for optimizer in optimizers:
             optimizer.step()
 

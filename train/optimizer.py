@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-NEWTON_SCHULZ_STEPS = 3  # of Muon: as good as the usual five here, at three fifths of the time (docs/LOG.md)
+NEWTON_SCHULZ_STEPS = 3  # of Muon: in the tokenizer as good as the usual five, and cheaper (docs/LOG.md)
 
 
 def hidden_matrices(module: nn.Module) -> list[Tensor]:
@@ -21,7 +21,7 @@ def hidden_matrices(module: nn.Module) -> list[Tensor]:
 def parameter_groups(
     module: nn.Module, weight_decay: float, left_out: Sequence[Tensor] = ()
 ) -> list[dict[str, object]]:
-    """Parameters that decay (matrices but for embeddings, and so for a head tied to them) and those that do not."""
+    """Parameters that decay (of two dimensions or more, but for embeddings and a head tied to them), and the others."""
     embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     apart = {id(p) for p in left_out}
     trained = [p for p in module.parameters() if p.requires_grad and id(p) not in apart]
@@ -32,12 +32,14 @@ def parameter_groups(
 
 
 def build_optimizers(module: nn.Module, settings: DictConfig, device: torch.device) -> list[Optimizer]:
-    """The optimizers of an `optimizer` part of the configuration, at their peak learning rates.
+    """The optimizers of an `optimizer` part of the configuration, at their peak learning rates, AdamW first.
 
     AdamW (https://arxiv.org/abs/1711.05101), and with `muon_learning_rate` Muon for the hidden matrices, its updates
-    scaled to the length of AdamW's (https://arxiv.org/abs/2502.16982, section 2.2).
+    scaled to the length of AdamW's (https://arxiv.org/abs/2502.16982, section 2.2). Muon's momentum is torch's .95;
+    `beta1`, `beta2` and `eps` are AdamW's.
     """
-    matrices = [] if settings.muon_learning_rate is None else hidden_matrices(module)
+    rate: float | None = settings.muon_learning_rate
+    matrices = [] if rate is None else hidden_matrices(module)
     adamw = torch.optim.AdamW(
         parameter_groups(module, settings.weight_decay, matrices),
         lr=settings.learning_rate,
@@ -46,11 +48,11 @@ def build_optimizers(module: nn.Module, settings: DictConfig, device: torch.devi
         fused=device.type in ("cpu", "cuda"),
     )
     made: list[Optimizer] = [adamw]
-    if matrices:
+    if rate is not None and matrices:
         made.append(
             torch.optim.Muon(
                 matrices,
-                lr=float(settings.muon_learning_rate),
+                lr=rate,
                 weight_decay=settings.weight_decay,
                 adjust_lr_fn="match_rms_adamw",
                 ns_steps=NEWTON_SCHULZ_STEPS,
@@ -67,3 +69,18 @@ def scale_learning_rates(optimizers: Sequence[Optimizer], factor: float) -> None
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
+
+
+def learning_rates(optimizers: Sequence[Optimizer]) -> dict[str, float]:
+    """The rates of now, by the names that their peaks have in the configuration."""
+    return {
+        "muon_learning_rate" if isinstance(optimizer, torch.optim.Muon) else "learning_rate": group["lr"]
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+    }
+
+
+def named_rates(settings: DictConfig, part: str = "optimizer") -> str:
+    """The peaks as one would write them to change them, for messages."""
+    named = [name for name in ("learning_rate", "muon_learning_rate") if settings[name] is not None]
+    return " and ".join(f"{part}.{name}={settings[name]}" for name in named)

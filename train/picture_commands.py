@@ -49,7 +49,9 @@ def add_picture_commands(add: Add) -> None:
         finish,
     )
     complete.add_argument("picture", metavar="PICTURE", help="a picture file of any size")
-    complete.add_argument("--rows", type=int, required=True, help="rows of codes that are kept; a code is 8 pixels")
+    complete.add_argument(
+        "--rows", type=int, required=True, help="rows of codes that are kept; 8 pixels each with the default tokenizer"
+    )
     complete.add_argument("--words", help="what the picture shows (default: nothing said)")
     _draws(complete, "complete.png")
 
@@ -122,8 +124,6 @@ def describe(options: argparse.Namespace) -> int:
 
 def finish(options: argparse.Namespace) -> int:
     """`omnigram complete`."""
-    if options.style is not None and options.words is None:
-        raise ValueError(f"--style {options.style} belongs to words: say with --words what the picture shows")
     _check_seed(options.seed)
     picture, out = _read(options.picture), Path(options.out)
     _check_writable([out])

@@ -18,7 +18,7 @@ from ..model.decoder import OmnigramForCausalLM
 from ..model.loss import LossParts, Partition
 from ..tokenizers.vocabulary import Vocabulary
 from .checkpointing import StepModule
-from .optimizer import build_optimizers, scale_learning_rates
+from .optimizer import build_optimizers, learning_rates, named_rates, scale_learning_rates
 from .schedule import warmup_cosine
 
 
@@ -75,25 +75,26 @@ class Pretraining(StepModule):
         factor = warmup_cosine(self.step, settings.warmup_steps, self.config.trainer.max_steps, settings.final_ratio)
         scale_learning_rates(optimizers, factor)
         parts = self.loss_parts(batch)
-        self.check_loss(parts.loss, f"optimizer.learning_rate={settings.learning_rate}")
+        rates = named_rates(settings)
+        self.check_loss(parts.loss, rates)
         self.model.zero_grad()
         self.manual_backward(parts.loss / parts.weight.clamp_min(1e-6))
-        length = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.gradient_clip)
+        length = self.shorten_gradient(self.model, settings.gradient_clip, rates)
         for optimizer in optimizers:
             optimizer.step()
         self._tokens += batch.num_tokens
         if self.step % self.config.trainer.log_every_n_steps == 0:
-            self._log(batch, parts, float(length), settings.learning_rate * factor)
+            self._log(batch, parts, float(length), learning_rates(optimizers))
 
-    def _log(self, batch: PackedBatch, parts: LossParts, gradient: float, learning_rate: float) -> None:
+    def _log(self, batch: PackedBatch, parts: LossParts, gradient: float, rates: dict[str, float]) -> None:
         now = time.monotonic()
         bits = bits_by_modality(batch, parts, self.vocabulary)
         values: dict[str, Any] = {f"train/bits_{name}": float(values.mean()) for name, values in bits.items()}
         values |= {
             "train/loss": float(parts.nats / parts.weight.clamp_min(1e-6)),
             "train/gradient_norm": gradient,
-            "train/learning_rate": learning_rate,
         }
+        values |= {f"train/{name}": rate for name, rate in rates.items()}
         if self._clock is not None:
             speed = (self._tokens - self._clock[1]) / (now - self._clock[0])
             values["train/tokens_per_second"] = speed

@@ -119,6 +119,7 @@ def test_a_page_is_text_and_pictures() -> None:
         (lambda o: o.draw("apple " * 300), "leaves no room in the context of 160"),
         (lambda o: o.draw("apple", size=(24, 20)), "24 x 20 pixels: sides must be multiples of 8"),
         (lambda o: o.complete(picture(24, 24), rows=3), "rows 3 must be from 1 to 2"),
+        (lambda o: o.complete(picture(24, 24), rows=1, style="a"), "style 'a' belongs to words"),
     ],
 )
 def test_requests_that_cannot_be_met_are_refused_in_one_line(

@@ -89,10 +89,6 @@ def test_every_command_has_help_with_examples(command: str, capsys: pytest.Captu
         (["caption", "none.png"], "none.png: No such file or directory"),
         (["caption", "words.png"], "words.png: picture cannot be decoded: unknown format"),
         (["complete", "words.png"], "the following arguments are required: --rows"),
-        (
-            ["complete", "words.png", "--rows", "2", "--style", "twemoji"],
-            "--style twemoji belongs to words: say with --words what the picture shows",
-        ),
         (["validate", "nowhere"], "nowhere is neither a data set's folder nor a shard"),
         (["version", "x"], "unknown option 'x' of version"),
     ],

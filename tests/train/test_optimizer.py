@@ -48,18 +48,38 @@ def test_muon_trains_the_matrices_of_the_layers_alone() -> None:
     assert len(chosen) == 2 * 7
 
 
-def test_an_update_of_muon_is_nearly_orthogonal_and_as_long_as_one_of_adamw() -> None:
+def step_of(rows: int, columns: int, **changed: float | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(weights before, gradient, change of the weights) of a layer whose matrix the last optimizer trains."""
     torch.manual_seed(0)
-    layer = nn.Linear(24, 64, bias=False)
+    layer = nn.Linear(columns, rows, bias=False)
     before = layer.weight.detach().clone()
-    *_, muon = build_optimizers(layer, settings(), torch.device("cpu"))
-    layer.weight.grad = torch.randn(64, 24) @ torch.diag(torch.linspace(0.5, 2, 24))
-    muon.step()
-    update = (before - layer.weight.detach()).double()
-    lengths = torch.linalg.svdvals(update) / (0.05 * 0.2 * 64**0.5)
-    assert lengths.min() > 0.4
-    assert lengths.max() < 1.4
-    assert torch.linalg.cond(update) < 0.8 * torch.linalg.cond(layer.weight.grad.double())
+    optimizer = build_optimizers(layer, settings(**changed), torch.device("cpu"))[-1]
+    gradient = torch.randn(rows, columns) * torch.logspace(-0.5, 0.5, columns)
+    layer.weight.grad = gradient.clone()
+    optimizer.step()
+    return before, gradient, layer.weight.detach() - before
+
+
+def unevenness(matrix: torch.Tensor) -> float:
+    """The largest singular value over the middle one."""
+    values = torch.linalg.svdvals(matrix)
+    return float(values.max() / values.median())
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(64, 256), (256, 64), (64, 64)])
+def test_an_update_of_muon_evens_out_the_gradient_at_a_fifth_of_adamws_length(rows: int, columns: int) -> None:
+    _, gradient, muon = step_of(rows, columns, muon_learning_rate=0.05)
+    _, _, adamw = step_of(rows, columns, learning_rate=0.05, muon_learning_rate=None)
+    assert unevenness(muon) - 1 < 0.5 * (unevenness(gradient) - 1)
+    ratio = muon.square().mean().sqrt() / adamw.square().mean().sqrt()  # AdamW's first step is sign(gradient) * rate
+    assert 0.1 < ratio < 0.25
+
+
+@pytest.mark.parametrize("rate", [None, 0.05])
+def test_both_decay_matrices_by_their_own_rate(rate: float | None) -> None:
+    before, _, kept = step_of(32, 64, muon_learning_rate=rate)
+    _, _, decayed = step_of(32, 64, muon_learning_rate=rate, weight_decay=0.2)
+    assert torch.allclose(decayed - kept, -(rate or 0.1) * 0.2 * before, atol=1e-5)
 
 
 def test_rates_follow_the_schedule_each_from_its_peak() -> None:
