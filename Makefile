@@ -38,8 +38,8 @@ pretrain: $(INSTALLED) ## the whole road: -> runs/pretrain/<run>/ with an export
 $(EXPORT): | $(INSTALLED)
 	$(OMNIGRAM) pretrain
 
-sample: $(INSTALLED) | $(EXPORT) ## draw pictures, ARGS='"a red apple" --style openmoji -n 8 --temperature 0.5 --out apple.png'
-	$(OMNIGRAM) sample $(if $(ARGS),$(ARGS),"red apple" -n 8 --temperature 0.5 --out apple.png)
+sample: $(INSTALLED) | $(EXPORT) ## draw pictures, ARGS='"green apple" --style openmoji -n 8 --temperature 0.3 --out apple.png'
+	$(OMNIGRAM) sample $(if $(ARGS),$(ARGS),"red apple" -n 8 --temperature 0.3 --out apple.png)
 
 sweep: $(INSTALLED) ## pre-train model=nano,micro,small, then one table and one plot
 	$(OMNIGRAM) sweep $(ARGS)

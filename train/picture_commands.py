@@ -26,8 +26,8 @@ def add_picture_commands(add: Add) -> None:
         "sample",
         "draw pictures of words",
         (
-            '"a red apple" --style openmoji -n 8 --out apple.png',
-            '"red apple" "green apple" -n 4 --temperature 0.8 --guidance 2 --seed 7',
+            '"green apple" --style openmoji -n 8 --temperature 0.3 --out apple.png',
+            "rocket dog -n 4 --temperature 0.3 --seed 7",
             "cat --separate --out cats/cat.png",
         ),
         draw,
@@ -45,7 +45,7 @@ def add_picture_commands(add: Add) -> None:
     complete = add(
         "complete",
         "keep the top of a picture and draw the rest anew",
-        ('apple.png --rows 4 --words "red apple" --out whole.png',),
+        ('apple.png --rows 4 --words "green apple" --out whole.png',),
         finish,
     )
     complete.add_argument("picture", metavar="PICTURE", help="a picture file of any size")
@@ -91,7 +91,7 @@ def draw(options: argparse.Namespace) -> int:
     if options.n > 1 and (sampling or omnigram.sampler.sampling)["image"].is_greedy:
         warnings.warn(
             "temperature 0 takes the likeliest code each time: all pictures of a prompt will be the same; "
-            "set --temperature, as in --temperature 0.5",
+            "set --temperature, as in --temperature 0.3",
             stacklevel=2,
         )
     pictures = omnigram.draw(
@@ -105,7 +105,7 @@ def draw(options: argparse.Namespace) -> int:
     if not options.separate:
         from .pictures_page import contact_sheet
 
-        columns = options.n if len(options.words) > 1 else None
+        columns = options.n if len(options.words) > 1 < options.n else None  # a row for each prompt
         pictures = [contact_sheet(pictures, captions if len(options.words) > 1 else None, columns)]
     for picture, file in zip(pictures, files, strict=True):
         _save(picture, file)
