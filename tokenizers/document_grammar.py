@@ -79,6 +79,7 @@ class DocumentGrammar:
         max_blocks: int | None = None,
         end_with_block: bool = False,
         max_codes: int | None = None,
+        min_tokens: int = 0,
         max_tokens: int | None = None,
     ) -> "DocumentAutomaton":
         """What may come next. The limits hold for what follows the prompt given to `DocumentAutomaton.after`.
@@ -86,13 +87,17 @@ class DocumentGrammar:
         sizes: (H, W) of the blocks of a modality, otherwise the size is written freely with at most `max_codes` codes.
         text: whether text may be written. min_blocks, max_blocks: how many blocks are begun.
         end_with_block: the document ends with its `max_blocks`-th block.
+        min_tokens: how many ids follow before eos, where others than eos can follow.
         max_tokens: how many ids may follow, eos included; there is always room left to close block and document.
 
-        One picture of 8 x 8: `sizes={"image": (8, 8)}, text=False, min_blocks=1, max_blocks=1`. Words: `max_blocks=0`.
+        One picture of 8 x 8: `sizes={"image": (8, 8)}, text=False, min_blocks=1, max_blocks=1`. Words: `max_blocks=0`,
+        with `min_tokens=1` at least some.
         Page: `max_blocks=4`. To finish a block that the prompt has begun: `text=False, max_blocks=0`.
         """
         if min_blocks > (np.inf if max_blocks is None else max_blocks) or min_blocks < 0:
             raise ValueError(f"min_blocks={min_blocks} must be between 0 and max_blocks={max_blocks}")
+        if min_tokens < 0 or (max_tokens is not None and min_tokens >= max_tokens):
+            raise ValueError(f"min_tokens={min_tokens} must be 0 or more, and below max_tokens={max_tokens}")
         if end_with_block and not max_blocks:
             raise ValueError(f"end_with_block needs the number of blocks; max_blocks is {max_blocks}")
         for modality in sizes or ():
@@ -100,7 +105,7 @@ class DocumentGrammar:
         return DocumentAutomaton(
             self,
             {m: block.automaton((sizes or {}).get(m), max_codes) for m, block in self.blocks.items()},
-            Limits(text, min_blocks, max_blocks, end_with_block, max_tokens),
+            Limits(text, min_blocks, max_blocks, end_with_block, min_tokens, max_tokens),
         )
 
     def to_json(self) -> str:
@@ -171,6 +176,7 @@ class Limits(NamedTuple):
     min_blocks: int
     max_blocks: int | None
     end_with_block: bool
+    min_tokens: int
     max_tokens: int | None
 
 
@@ -227,11 +233,14 @@ class DocumentAutomaton:
         left = np.inf if limits.max_tokens is None else limits.max_tokens - state.written
         full = limits.max_blocks is not None and state.blocks >= limits.max_blocks
         spare = left - 1 - max(missing, 0) * self._cheapest
-        ids = () if missing > 0 else (self.grammar.eos,)
+        ids: tuple[int, ...] = ()
         if not full:
             room = left - 1 - max(missing - 1, 0) * self._cheapest
             ids += tuple(begin for begin, length in self._begins.items() if length <= room)
         text = limits.text and spare >= 1 and not (full and limits.end_with_block)
+        early = state.written < limits.min_tokens and (text or len(ids) > 0)
+        if missing <= 0 and not early:
+            ids = (self.grammar.eos, *ids)
         return Allowed(ids, TEXT if text else None)
 
     def step(self, state: DocumentState, id_: int) -> DocumentState:

@@ -147,6 +147,7 @@ def test_limits_hold_for_whatever_is_drawn(data):
     maximum = data.draw(st.one_of(st.none(), st.integers(minimum, 3)))
     size = data.draw(st.sampled_from([None, (2, 3), (1, 1)]))
     text, budget = data.draw(st.booleans()), data.draw(st.integers(60, 120))
+    shortest = data.draw(st.integers(0, 20))
     ends = maximum is not None and maximum > 0 and data.draw(st.booleans())
     automaton = DOCUMENTS.automaton(
         sizes={"image": size} if size else None,
@@ -155,6 +156,7 @@ def test_limits_hold_for_whatever_is_drawn(data):
         max_blocks=maximum,
         end_with_block=ends,
         max_codes=6,
+        min_tokens=shortest,
         max_tokens=budget,
     )
     prompt_segments = data.draw(st.lists(st.one_of(texts, st.builds(picture, sides, sides)), max_size=2))
@@ -166,6 +168,8 @@ def test_limits_hold_for_whatever_is_drawn(data):
         state = automaton.step(state, id_)
         drawn.append(id_)
     assert len(drawn) <= budget
+    if text and not ends:
+        assert len(drawn) > shortest  # and eos
     segments = DOCUMENTS.read([*prompt, *drawn])
     written = segments[len([s for s in merged(prompt_segments) if s[0] == "image"]) :]
     blocks = [codes for modality, codes in segments if modality == "image"]
@@ -204,6 +208,20 @@ def test_picture_to_words_writes_no_picture():
     assert automaton.allowed(state).forced == SMALL.id("eos")
     with pytest.raises(GrammarError, match=r"expected eos \(22\)"):
         automaton.step(state, 11)
+
+
+def test_a_document_does_not_end_before_it_has_its_fewest_tokens():
+    prompt = DOCUMENTS.write([picture(3, 3)], close=False)
+    automaton = DOCUMENTS.automaton(max_blocks=0, min_tokens=2, max_tokens=4)
+    state = automaton.after(prompt)
+    for _ in range(2):
+        assert automaton.allowed(state) == ((), "text")
+        state = automaton.step(state, 11)
+    assert automaton.allowed(state) == ((SMALL.id("eos"),), "text")
+    nothing_else = DOCUMENTS.automaton(max_blocks=0, text=False, min_tokens=2)
+    assert nothing_else.allowed(nothing_else.after(prompt)).forced == SMALL.id("eos")
+    with pytest.raises(ValueError, match=r"min_tokens=4 must be 0 or more, and below max_tokens=4"):
+        DOCUMENTS.automaton(min_tokens=4, max_tokens=4)
 
 
 def test_a_block_the_prompt_has_begun_is_finished():
