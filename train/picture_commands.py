@@ -206,7 +206,7 @@ def _check_writable(files: Sequence[Path]) -> None:
         except OSError as fault:
             reason = fault.strerror or str(fault).partition(": ")[2]
             if isinstance(fault, FileExistsError | NotADirectoryError):
-                reason = f"{next(part for part in file.parents if part.is_file())} is a file"
+                reason = f"{next(part for part in file.parents if part.exists() and not part.is_dir())} is no folder"
             raise type(fault)(f"--out {file} cannot be written: {reason}") from None
 
 

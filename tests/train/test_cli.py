@@ -80,8 +80,15 @@ def test_every_command_has_help_with_examples(command: str, capsys: pytest.Captu
         (["sample", "a", "--stile", "b"], "did you mean --style"),
         (["sample", "a", "--out", "a.foo"], "pictures are not written as '.foo', use .png"),
         (["sample", "a", "--out", "."], "--out . is a folder"),
-        (["sample", "a", "--out", "words.png/a.png"], "--out words.png/a.png cannot be written: words.png is a file"),
-        (["sample", "a", "--out", "words.png/b/a.png"], "cannot be written: words.png is a file"),
+        (
+            ["sample", "a", "--out", "words.png/a.png"],
+            "words.png/a.png cannot be written: words.png is no folder",
+        ),
+        (["sample", "a", "--out", "words.png/b/a.png"], "cannot be written: words.png is no folder"),
+        (
+            ["sample", "a", "--out", "/dev/null/a.png"],
+            "a.png cannot be written: /dev/null is no folder",
+        ),
         (["sample", "a", "--out", "/proc/none/a.png"], "--out /proc/none/a.png cannot be written: "),
         (["sample", "a"], "run `omnigram pretrain` here first, or name an export with --model"),
         (["sample", "a", "--model", "nowhere"], "nowhere is not an export of Omnigram: omnigram.json is missing"),
