@@ -1,4 +1,4 @@
-"""Which parameters AdamW and Muon train, and what a step of each does."""
+"""Which parameters AdamW and Muon train, what a step of each does, and when there is none."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from torch import nn
 
 from omnigram.model.configuration import OmnigramConfig
 from omnigram.model.decoder import OmnigramForCausalLM
+from omnigram.train.checkpointing import StepModule
 from omnigram.train.optimizer import build_optimizers, hidden_matrices, scale_learning_rates
 
 
@@ -89,3 +90,13 @@ def test_rates_follow_the_schedule_each_from_its_peak() -> None:
         assert [group["lr"] for optimizer in made for group in optimizer.param_groups] == pytest.approx(
             [0.1 * factor, 0.1 * factor, 0.05 * factor]
         )
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_what_is_not_finite_stops_before_a_step(number: float) -> None:
+    layer = nn.Linear(2, 2)
+    layer.weight.grad, layer.bias.grad = torch.ones(2, 2), torch.tensor([1.0, number])
+    with pytest.raises(ValueError, match=r"the gradient of step 1 is not a finite number: lower a\.rate=3"):
+        StepModule().shorten_gradient(layer, 1.0, "a.rate=3")
+    with pytest.raises(ValueError, match=r"the loss of step 1 is not a finite number: lower a\.rate=3"):
+        StepModule().check_loss(torch.tensor(number), "a.rate=3")
