@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..tokenizers.document_grammar import DocumentGrammar
-from ..tokenizers.grammar import RasterGrammar
+from ..tokenizers.grammar import BlockGrammar
 from ..tokenizers.modality import document_grammar
 from ..tokenizers.vocabulary import Vocabulary
 from .document import TokenDocument
@@ -82,7 +82,7 @@ class TokenDataset:
             raise ValueError(f"{path} is not the vocabulary of {self.folder / DATASET}: {again}")
         return vocabulary
 
-    def grammar(self, grammars: Mapping[str, RasterGrammar] | None = None) -> DocumentGrammar:
+    def grammar(self, grammars: Mapping[str, BlockGrammar] | None = None) -> DocumentGrammar:
         """How these documents are written; `grammars` replaces the registered block grammar of a modality."""
         return document_grammar(self.vocabulary, self.record["digit_ids"], grammars)
 

@@ -73,7 +73,7 @@ class Writer:
         for modality, codes in segments:
             if modality == TEXT:
                 at += len(codes)
-            else:  # as DocumentGrammar.labels, without reading again what was just written
+            else:  # the begin mark is free: something else might have come
                 layout = self.grammar.blocks[modality].layout(*codes.shape)
                 free[at + 1 : at + len(layout.free)] = layout.free[1:]
                 at += len(layout.free)

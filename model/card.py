@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..tokenizers.grammar import RasterGrammar
+from ..tokenizers.grammar import BlockGrammar
 from .generation.choice import Sampling
 
 FORMAT_VERSION = 1
@@ -33,7 +33,7 @@ class Card:
     prompt_template: str = "{caption}"
     styles: tuple[str, ...] = ()
     sizes: tuple[tuple[int, int], ...] = ((8, 8),)
-    grammars: Mapping[str, RasterGrammar] = field(default_factory=dict)
+    grammars: Mapping[str, BlockGrammar] = field(default_factory=dict)
     max_side: int = 256
     sampling: Mapping[str, Sampling] = field(default_factory=_sampling)
     identities: Mapping[str, str] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class Card:
             version = fields.pop("format_version", None)
             if version != FORMAT_VERSION:
                 raise ValueError(f"format_version {version}, this Omnigram reads {FORMAT_VERSION}")
-            for name, kind in (("grammars", RasterGrammar), ("sampling", Sampling)):
+            for name, kind in (("grammars", BlockGrammar), ("sampling", Sampling)):
                 fields[name] = {modality: kind(**values) for modality, values in fields.get(name, {}).items()}
             return cls(**fields)
         except (TypeError, AttributeError, json.JSONDecodeError) as fault:

@@ -5,6 +5,7 @@ States are small immutable tuples, so a batch keeps one for each row and a copy 
 
 from collections.abc import Iterable
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from .grammar import BoundGrammar
+    from .grammar import BoundGrammar, Growth
 
-BEGIN, HEIGHT, WIDTH, BODY = range(4)  # stages of a block: nothing written, writing the height, the width, the rest
+WRITTEN = {1: (0,), 2: (0, 1), 3: (1, 2, 0)}  # the axes of a shape in the order in which sizes name them: H, W, then T
+BEGIN, BODY = 0, 9  # stages of a block: nothing written, all but the size; between them, writing its first number, …
 
 
 class GrammarError(ValueError):
@@ -30,39 +32,51 @@ class GrammarError(ValueError):
 
 
 class Allowed(NamedTuple):
-    """What may come next: listed ids, a whole range of the vocabulary, or both. Hashable: a key for cached masks."""
+    """What may come next: listed ids, whole ranges of the vocabulary, or both. Hashable: a key for cached masks."""
 
     ids: tuple[int, ...] = ()
     modality: str | None = None
+    begun: tuple[str, ...] = ()  # further modalities: those whose blocks begin with a bare code
 
     @property
     def forced(self) -> int | None:
         """The only id possible; None where there is a choice (or nothing may follow)."""
-        return self.ids[0] if len(self.ids) == 1 and self.modality is None else None
+        return self.ids[0] if len(self.ids) == 1 and not self.modalities else None
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """All modalities whose codes are allowed."""
+        return (*((self.modality,) if self.modality else ()), *self.begun)
 
     def all_ids(self, vocabulary: Vocabulary) -> NDArray[np.int64]:
         """Every id allowed, rising: the rows of the head that a sampler has to compute."""
-        listed = np.array(self.ids, dtype=np.int64)
-        return np.union1d(listed, vocabulary.ids(self.modality)) if self.modality else np.sort(listed)
+        ranges = [vocabulary.ids(modality) for modality in self.modalities]
+        return np.sort(np.concatenate([np.array(self.ids, dtype=np.int64), *ranges]))
 
     def permits(self, id_: int, vocabulary: Vocabulary) -> bool:
-        return id_ in self.ids or (self.modality is not None and vocabulary.holds(self.modality, id_))
+        return id_ in self.ids or any(vocabulary.holds(modality, id_) for modality in self.modalities)
 
     def describe(self, vocabulary: Vocabulary) -> str:
         names = {id_: name for name, id_ in vocabulary.specials.items()}
         parts = [f"{names[id_]} ({id_})" if id_ in names else str(id_) for id_ in self.ids]
-        if self.modality:
-            parts.append(f"a {self.modality} id")
+        parts += [f"{'an' if modality[0] in 'aeiou' else 'a'} {modality} id" for modality in self.modalities]
         return " or ".join(parts) or "nothing"
 
 
 class BlockState(NamedTuple):
-    """Where a block stands. While a size is being written, height and width hold what is known of them so far."""
+    """Where a block stands. `sizes` are its shape, or what is known of it: 0 where it is still open.
+
+    While numbers are being written, `sizes` are those written so far, in the order in which they are written.
+    """
 
     stage: int
-    height: int
-    width: int
+    sizes: tuple[int, ...]
     at: int  # ids written
+
+    @property
+    def is_sized(self) -> bool:
+        """Whether all that follows is decided but for the codes."""
+        return self.stage == BODY and 0 not in self.sizes
 
 
 class BlockAutomaton:
@@ -72,47 +86,49 @@ class BlockAutomaton:
     `max_codes` and the numbers the grammar can write permit.
     """
 
-    def __init__(self, grammar: "BoundGrammar", size: tuple[int, int] | None = None, max_codes: int | None = None):
-        size = size or grammar.grammar.fixed_size
-        self._grammar = grammar
-        self._max_codes = grammar.max_side**2 if max_codes is None else max_codes
+    def __init__(self, grammar: "BoundGrammar", size: tuple[int, ...] | None = None, max_codes: int | None = None):
+        self._grammar, spec = grammar, grammar.grammar
+        fixed = tuple(side or 0 for side in spec.fixed_size or ())
         if size is not None:
             grammar.check_size(*size)
-        codes = size[0] * size[1] if size else grammar.sides[0] ** 2
-        if codes > self._max_codes:
-            raise ValueError(f"max_codes={max_codes} is less than the {codes} codes of the smallest block possible")
-        self.start = BlockState(BEGIN, 0, 0, 0) if size is None else BlockState(BODY, *size, 0)
+        sizes = tuple(int(side) for side in size or fixed)
+        least = tuple(side or grammar.sides[0] for side in sizes or (0,) * spec.rank)
+        self._max_codes = grammar.max_side**spec.rank if max_codes is None else max_codes
+        if prod(least) > self._max_codes:
+            raise ValueError(
+                f"max_codes={max_codes} is less than the {prod(least)} codes of the smallest block possible"
+            )
+        self.start = BlockState(BODY, sizes, 0) if sizes else BlockState(BEGIN, (), 0)
+        self._max_units = 0 if 0 not in sizes else min(grammar.max_side, self._max_codes // prod(least[1:]))
         self._begin, self._code, self._nothing = Allowed((grammar.begin,)), Allowed((), grammar.modality), Allowed()
-        self._numbers: dict[tuple[int, int, int], Allowed] = {}
+        self._numbers: dict[tuple[int, tuple[int, ...]], Allowed] = {}
         self._steps: dict[tuple[BlockState, int], BlockState] = {}  # within headers, which repeat
 
     @cached_property
     def max_tokens(self) -> int:
         """No block that the automaton permits is longer; exact where the size is given."""
-        if self.start.stage == BODY:
-            return self._grammar.length(self.start.height, self.start.width)
-        side = max(side for side in self._grammar.sides if side * self._grammar.sides[0] <= self._max_codes)
-        marks = self._grammar.length(side, side) - side * side  # in the header and the rows: they grow with the sides
-        return min(side * side, self._max_codes) + marks
+        if self.start.is_sized:
+            return self._grammar.length(*self.start.sizes)
+        if self._max_units:
+            return self._grammar.length(self._max_units, *self.start.sizes[1:])
+        return self._grammar.most_tokens(self._max_codes)
 
     def rest(self, state: BlockState) -> int:
         """Number of ids that complete the block, or a bound of it while its size is open."""
-        length = self._grammar.length(state.height, state.width) if state.stage == BODY else self.max_tokens
-        return length - state.at
+        return (self._grammar.length(*state.sizes) if state.is_sized else self.max_tokens) - state.at
 
     def done(self, state: BlockState) -> bool:
-        return state.stage == BODY and state.at == self._grammar.length(state.height, state.width)
+        return state.is_sized and state.at == self._grammar.length(*state.sizes)
 
     def allowed(self, state: BlockState) -> Allowed:
+        if state.is_sized:
+            template = self._grammar.layout(*state.sizes).template
+            return self._nothing if state.at == len(template) else self._one(int(template[state.at]))
         if state.stage == BODY:
-            template = self._grammar.layout(state.height, state.width).template
-            if state.at == len(template):
-                return self._nothing
-            id_ = int(template[state.at])
-            return self._code if id_ < 0 else Allowed((id_,))
+            return self._within_growth(state)
         if state.stage == BEGIN:
             return self._begin
-        key = state[:3]
+        key = state[:2]
         if key not in self._numbers:
             self._numbers[key] = self._number(state)
         return self._numbers[key]
@@ -139,24 +155,36 @@ class BlockAutomaton:
 
     def follow(self, state: BlockState, id_: int) -> BlockState:
         """`step` with an id that is known to be allowed."""
-        stage, height, width, at = state
+        stage, sizes, at = state
+        if state.is_sized:
+            return BlockState(BODY, sizes, at + 1)
         if stage == BODY:
-            return BlockState(BODY, height, width, at + 1)
+            units, beyond = self._unit(at)
+            ended = beyond == 0 and id_ == self._growth.end
+            return BlockState(BODY, (units, *sizes[1:]) if ended else sizes, at + 1)
         if stage == BEGIN:
-            return BlockState(HEIGHT, 0, 0, at + 1)
-        symbol, digits = self._grammar.number_of.get(id_), self._grammar.grammar.size == "digits"
+            return self._after_number(BlockState(BEGIN, (), at + 1), 0)
+        symbol, spec = self._grammar.number_of.get(id_), self._grammar.grammar
         if symbol is None:  # the separator or the content mark: the number is complete
-            return BlockState(stage + 1, height, width, at + 1)
-        unit = self._grammar.grammar.size_unit
-        value = (height if stage == HEIGHT else width) * (10 if digits else 0) + symbol * unit
-        height, width = (value, width) if stage == HEIGHT else (height, value)
-        return BlockState(stage if digits else stage + 1, height, width, at + 1)
+            return self._after_number(BlockState(stage, sizes, at + 1), stage)
+        *before, value = sizes
+        if spec.size == "tokens":
+            return self._after_number(BlockState(stage, (*before, symbol * spec.size_unit), at + 1), stage)
+        return BlockState(stage, (*before, 10 * value + symbol * spec.size_unit), at + 1)
+
+    def _after_number(self, state: BlockState, complete: int) -> BlockState:
+        """The next number begins, or with `rank` of them complete all the rest of the block."""
+        axes = WRITTEN[self._grammar.grammar.rank]
+        if complete < len(axes):
+            return BlockState(complete + 1, (*state.sizes, 0), state.at)
+        return BlockState(BODY, tuple(state.sizes[axes.index(axis)] for axis in range(len(axes))), state.at)
 
     def _number(self, state: BlockState) -> Allowed:
-        """What may follow while the height or the width is written."""
+        """What may follow while a number of the size is written."""
         grammar, spec = self._grammar, self._grammar.grammar
-        value, other = (state.height, grammar.sides[0]) if state.stage == HEIGHT else (state.width, state.height)
-        limit = min(grammar.sides[-1], self._max_codes // other)
+        *before, value = state.sizes
+        others = prod(before) * grammar.sides[0] ** (spec.rank - state.stage)
+        limit = min(grammar.sides[-1], self._max_codes // others)
         if spec.size == "tokens":
             numbers = [side // spec.size_unit for side in grammar.sides if side <= limit]
             return Allowed(tuple(grammar.digit_ids[str(number)] for number in numbers))
@@ -166,5 +194,29 @@ class BlockAutomaton:
             if 0 < 10 * value + digit * spec.size_unit <= limit  # no leading zero
         ]
         if value:
-            ids.append(grammar.separator if state.stage == HEIGHT else grammar.content)
+            more = state.stage < spec.rank or spec.rate is not None
+            ids.append(grammar.separator if more else grammar.content)
         return Allowed(tuple(ids))
+
+    @property
+    def _growth(self) -> "Growth":
+        assert self._grammar.growth is not None
+        return self._grammar.growth
+
+    def _unit(self, at: int) -> tuple[int, int]:
+        """(units that the block has at least, tokens until it may go on or end)."""
+        further = max(0, -((self._growth.at - at) // self._growth.length))
+        return 1 + further, self._growth.at + further * self._growth.length - at
+
+    def _within_growth(self, state: BlockState) -> Allowed:
+        """What may follow where more units may come: at the end of each the choice of one more, or none."""
+        growth = self._growth
+        units, beyond = self._unit(state.at)
+        if beyond:  # within a unit, which are all alike
+            return self._one(int(growth.template[growth.at + (growth.length if units > 1 else 0) - beyond]))
+        if units == self._max_units:
+            return Allowed((growth.end,))
+        return Allowed((growth.end,), self._grammar.modality) if growth.on < 0 else Allowed((growth.on, growth.end))
+
+    def _one(self, id_: int) -> Allowed:
+        return self._code if id_ < 0 else Allowed((id_,))

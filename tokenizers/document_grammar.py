@@ -3,30 +3,22 @@
 Words to picture: `bos caption boi 8*8 img [W codes eol] x H eof eoi eos`.
 Picture to words: `bos boi .. eoi caption eos`. Page: several of both. Text: `bos text eos`.
 
-Dimensions: T tokens of a document. A segment is `(modality, codes)`: text codes [n], the codes of a block [H, W].
+Dimensions: T tokens of a document. A segment is `(modality, codes)`: text codes [n], or the codes of a block, [H, W]
+of a picture.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .automaton import BODY, Allowed, BlockAutomaton, BlockState, GrammarError
-from .grammar import BoundGrammar, RasterGrammar
+from .automaton import Allowed, BlockAutomaton, BlockState, GrammarError
+from .grammar import BoundGrammar
 from .vocabulary import TEXT, Vocabulary
 
 Segment = tuple[str, NDArray[np.int64]]
-
-
-class Labels(NamedTuple):
-    """What each token of a written document is, for loss weights."""
-
-    modality: NDArray[np.int8]  # [T] index in `vocabulary.modalities`; marks and sizes count as text
-    free: NDArray[np.bool_]  # [T] False where the grammar forces the id: nothing is to be learnt there
 
 
 class DocumentGrammar:
@@ -35,8 +27,9 @@ class DocumentGrammar:
     def __init__(self, vocabulary: Vocabulary, blocks: Mapping[str, BoundGrammar]):
         self.vocabulary, self.blocks = vocabulary, dict(blocks)
         self.bos, self.eos = vocabulary.id("bos"), vocabulary.id("eos")
-        self.block_of = {block.begin: modality for modality, block in self.blocks.items()}
-        if TEXT in self.blocks or len(self.block_of) != len(self.blocks):
+        self.block_of = {block.begin: name for name, block in self.blocks.items() if block.begin >= 0}
+        self.bare = tuple(name for name, block in self.blocks.items() if block.begin < 0)  # begin with a code
+        if TEXT in self.blocks or len(self.block_of) + len(self.bare) != len(self.blocks):
             raise ValueError("each modality but text has a block grammar, each with another begin mark")
 
     def write(self, segments: Iterable[tuple[str, ArrayLike]], close: bool = True) -> NDArray[np.int64]:
@@ -55,25 +48,14 @@ class DocumentGrammar:
         """
         return list(self._segments(np.asarray(ids)))
 
-    def labels(self, ids: ArrayLike) -> Labels:
-        """Modality of each token of a document that `write` made, and whether it carries information.
-
-        The free ids are those where `automaton()` leaves a choice: text, eos, begin marks, sizes and codes. The ids are
-        trusted beyond the sizes of the blocks: `read` is what checks them.
-        """
-        ids = np.asarray(ids)
-        free = np.ones(len(ids), dtype=bool)
-        free[:1] = False  # bos
-        for block in self.blocks.values():
-            for start in np.flatnonzero(ids == block.begin).tolist():
-                inside = block.layout(*block.read_size(ids[start:])).free[1:]
-                free[start + 1 : start + 1 + len(inside)] = inside
-        return Labels(self.vocabulary.modality_of(ids), free)
+    def begun_by(self, id_: int) -> str | None:
+        """The modality whose block an id begins; None for text, eos and all else."""
+        return self.block_of.get(id_) or next((m for m in self.bare if self.vocabulary.holds(m, id_)), None)
 
     def automaton(
         self,
         *,
-        sizes: Mapping[str, tuple[int, int]] | None = None,
+        sizes: Mapping[str, tuple[int, ...]] | None = None,
         text: bool = True,
         min_blocks: int = 0,
         max_blocks: int | None = None,
@@ -84,7 +66,8 @@ class DocumentGrammar:
     ) -> "DocumentAutomaton":
         """What may come next. The limits hold for what follows the prompt given to `DocumentAutomaton.after`.
 
-        sizes: (H, W) of the blocks of a modality, otherwise the size is written freely with at most `max_codes` codes.
+        sizes: shape of the blocks of a modality, (H, W) of pictures; otherwise the size is written freely with at most
+            `max_codes` codes.
         text: whether text may be written. min_blocks, max_blocks: how many blocks are begun.
         end_with_block: the document ends with its `max_blocks`-th block.
         min_tokens: how many ids follow before eos, where others than eos can follow.
@@ -107,30 +90,6 @@ class DocumentGrammar:
             {m: block.automaton((sizes or {}).get(m), max_codes) for m, block in self.blocks.items()},
             Limits(text, min_blocks, max_blocks, end_with_block, min_tokens, max_tokens),
         )
-
-    def to_json(self) -> str:
-        """Everything needed to write and read documents: vocabulary, grammars and the ids of their size symbols."""
-        blocks = {
-            modality: {"grammar": asdict(block.grammar), "digit_ids": block.digit_ids, "max_side": block.max_side}
-            for modality, block in self.blocks.items()
-        }
-        return json.dumps({"vocabulary": json.loads(self.vocabulary.to_json()), "blocks": blocks}, sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> "DocumentGrammar":
-        """Inverse of `to_json`. ValueError if the text is not a document grammar."""
-        try:
-            fields = json.loads(text)
-            vocabulary = Vocabulary.from_json(json.dumps(fields["vocabulary"]))
-            blocks = {
-                modality: RasterGrammar(**block["grammar"]).bind(
-                    vocabulary, modality, block["digit_ids"], block["max_side"]
-                )
-                for modality, block in fields["blocks"].items()
-            }
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as fault:
-            raise ValueError(f"not the JSON of a document grammar ({type(fault).__name__}: {fault})") from None
-        return cls(vocabulary, blocks)
 
     def _block(self, modality: str) -> BoundGrammar:
         try:
@@ -156,8 +115,7 @@ class DocumentGrammar:
                 if at + 1 < len(ids):
                     raise GrammarError(at + 1, f"{ids[at + 1]} after eos ({self.eos})")
                 return
-            elif id_ in self.block_of:
-                modality = self.block_of[id_]
+            elif modality := self.begun_by(id_):
                 try:
                     codes, layout = self.blocks[modality].match(ids[at:])
                 except GrammarError as fault:
@@ -196,9 +154,8 @@ class DocumentAutomaton:
 
     def __init__(self, grammar: DocumentGrammar, blocks: dict[str, BlockAutomaton], limits: Limits):
         self.grammar, self.vocabulary, self._blocks, self._limits = grammar, grammar.vocabulary, blocks, limits
-        self._begins = {grammar.blocks[modality].begin: block.max_tokens for modality, block in blocks.items()}
-        self._cheapest = min(self._begins.values(), default=0)
-        if limits.min_blocks and not self._begins:
+        self._cheapest = min((block.max_tokens for block in blocks.values()), default=0)
+        if limits.min_blocks and not blocks:
             raise ValueError(f"min_blocks={limits.min_blocks}, but the documents have no block grammar")
 
     @cached_property
@@ -215,9 +172,9 @@ class DocumentAutomaton:
         state = self.grammar.automaton().advance(DocumentState(), prompt)._replace(blocks=0, written=0)
         if state.ended:
             raise GrammarError(len(prompt) - 1, "the prompt ends in eos, nothing can follow: write it with close=False")
-        if state.modality is not None and state.block is not None and state.block.stage != BODY:
-            header = prompt[len(prompt) - state.block.at :]  # its size is still open: the limits decide it
-            state = state._replace(block=self._blocks[state.modality].advance(header))
+        if state.modality is not None and state.block is not None and not state.block.is_sized:
+            begun = prompt[len(prompt) - state.block.at :]  # its size is still open: the limits decide it
+            state = state._replace(block=self._blocks[state.modality].advance(begun))
         self._check_budget(state)
         return state
 
@@ -233,15 +190,15 @@ class DocumentAutomaton:
         left = np.inf if limits.max_tokens is None else limits.max_tokens - state.written
         full = limits.max_blocks is not None and state.blocks >= limits.max_blocks
         spare = left - 1 - max(missing, 0) * self._cheapest
-        ids: tuple[int, ...] = ()
-        if not full:
-            room = left - 1 - max(missing - 1, 0) * self._cheapest
-            ids += tuple(begin for begin, length in self._begins.items() if length <= room)
+        room = 0 if full else left - 1 - max(missing - 1, 0) * self._cheapest
+        fitting = [modality for modality, block in self._blocks.items() if block.max_tokens <= room]
+        ids = tuple(self.grammar.blocks[modality].begin for modality in fitting if modality not in self.grammar.bare)
+        bare = tuple(modality for modality in fitting if modality in self.grammar.bare)
         text = limits.text and spare >= 1 and not (full and limits.end_with_block)
-        early = state.written < limits.min_tokens and (text or len(ids) > 0)
+        early = state.written < limits.min_tokens and (text or len(fitting) > 0)
         if missing <= 0 and not early:
             ids = (self.grammar.eos, *ids)
-        return Allowed(ids, TEXT if text else None)
+        return Allowed(ids, TEXT if text else None, bare)
 
     def step(self, state: DocumentState, id_: int) -> DocumentState:
         """The state after `id_`. GrammarError, at the number of ids written since the prompt, if it may not follow."""
@@ -256,9 +213,10 @@ class DocumentAutomaton:
                 modality = block = None
         elif not began:
             began = True
-        elif id_ in self.grammar.block_of:
-            modality = self.grammar.block_of[id_]
-            block, blocks = self._blocks[modality].advance([id_]), blocks + 1
+        elif (begun := self.grammar.begun_by(id_)) is not None:
+            modality, block, blocks = begun, self._blocks[begun].advance([id_]), blocks + 1
+            if self._blocks[modality].done(block):
+                modality = block = None
         return DocumentState(began, id_ == self.grammar.eos, modality, block, blocks, written + 1)
 
     def advance(self, state: DocumentState, ids: ArrayLike) -> DocumentState:

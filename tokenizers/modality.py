@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .document_grammar import DocumentGrammar
-from .grammar import RasterGrammar
+from .grammar import BlockGrammar
 from .vocabulary import TEXT, Vocabulary
 
 
@@ -17,7 +17,7 @@ class Modality:
     """What the rest of the code has to know of a kind of signal."""
 
     name: str
-    grammar: RasterGrammar | None  # how a block of codes is written; None: bare ids, as text is
+    grammar: BlockGrammar | None  # how a block of codes is written; None: bare ids, as text is
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
@@ -35,21 +35,21 @@ def register(modality: Modality) -> Modality:
 
 
 register(Modality(TEXT, None))
-register(Modality("image", RasterGrammar()))
+register(Modality("image", BlockGrammar()))
 
 
 def document_grammar(
     vocabulary: Vocabulary,
     digit_ids: Mapping[str, int],
-    grammars: Mapping[str, RasterGrammar] | None = None,
+    grammars: Mapping[str, BlockGrammar] | None = None,
     max_side: int = 256,
 ) -> DocumentGrammar:
-    """The grammar of documents of all modalities of a vocabulary; `grammars` replaces registered ones by name."""
+    """The grammar of documents of all modalities of a vocabulary; `grammars`, by name, go before registered ones."""
     blocks = {}
-    for name in vocabulary.modalities:
-        if name != TEXT and name not in MODALITIES:
+    for name in vocabulary.modalities[1:]:
+        if name not in (grammars or {}) and name not in MODALITIES:
             raise ValueError(f"modality {name!r} is not registered; known: {', '.join(MODALITIES)}")
         grammar = (grammars or {}).get(name) or MODALITIES[name].grammar
-        if name != TEXT and grammar is not None:
+        if grammar is not None:
             blocks[name] = grammar.bind(vocabulary, name, digit_ids, max_side)
     return DocumentGrammar(vocabulary, blocks)

@@ -87,6 +87,17 @@ class Vocabulary:
             start += size
         return cls(tuple(ranges), {name: text_size + i for i, name in enumerate(specials)})
 
+    def grown(self, name: str, size: int, specials: Sequence[str] = ()) -> "Vocabulary":
+        """With one modality more: new specials, then its codes, behind all ids there are; those keep their meaning.
+
+        ValueError for a name that is taken, or no codes.
+        """
+        for taken in (name, *specials):
+            if taken in self.specials or taken in self.modalities:
+                raise ValueError(f"the vocabulary has {taken!r} already: choose another name")
+        ids = {special: self.size + number for number, special in enumerate(specials)}
+        return Vocabulary((*self.ranges, Range(name, self.size + len(ids), size)), {**self.specials, **ids})
+
     @cached_property
     def size(self) -> int:
         """Number of ids: rows of the embedding and of the head."""
@@ -213,20 +224,3 @@ def _integers(values: ArrayLike, what: str) -> NDArray[np.int64]:
     if array.size and not np.issubdtype(array.dtype, np.integer):
         raise ValueError(f"{what} must be integers, got {array.dtype}")
     return array.astype(np.int64)
-
-
-# Emu3 (https://arxiv.org/abs/2409.18869): 151,643 text ids, 211 specials of which these are used, 32,768 codes.
-EMU3 = Vocabulary(
-    ranges=(Range(TEXT, 0, 151_643), Range("image", 151_854, 32_768)),
-    specials={
-        "pad": 151_643,
-        "eol": 151_846,
-        "eof": 151_847,
-        "tms": 151_848,
-        "bos": 151_849,
-        "eos": 151_850,
-        "img": 151_851,
-        "boi": 151_852,
-        "eoi": 151_853,
-    },
-)

@@ -13,10 +13,12 @@ from omnigram.data.packing import NO_TARGET, Collator, PackedBatch, WrittenDocum
 from omnigram.data.writing import Writer
 from omnigram.tokenizers.document_grammar import DocumentGrammar
 from omnigram.tokenizers.modality import document_grammar
-from omnigram.tokenizers.vocabulary import EMU3, Vocabulary
+from omnigram.tokenizers.published import EMU3
+from omnigram.tokenizers.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.appended(TEXT_SIZE, codebooks={"image": CODES})
 GRAMMAR: DocumentGrammar = document_grammar(VOCABULARY, DIGITS)
+AUTOMATON = GRAMMAR.automaton()
 PER_DOCUMENT = ("ids", "targets", "weights", "modality", "partition", "position")
 
 texts = st.lists(st.integers(11, TEXT_SIZE - 1), min_size=1, max_size=9).map(lambda codes: ("text", np.array(codes)))
@@ -73,20 +75,23 @@ def test_a_packed_document_is_what_it_is_alone(documents: list, partitioned: boo
 @settings(max_examples=60, deadline=None)
 @given(documents=st.lists(segments, min_size=1, max_size=4), partitioned=st.booleans(), spare=st.integers(0, 5))
 def test_the_labels_of_a_batch(documents: list, partitioned: bool, spare: int) -> None:
-    """Each label against `DocumentGrammar.labels`, which reads the ids again instead of trusting the writer."""
+    """Each label against the automaton, which reads the ids again instead of trusting the writer."""
     ready = [written(pieces) for pieces in documents]
     length = max(map(len, ready)) + spare
     batch = Collator(VOCABULARY, len(ready) + 1, length, {"image": 0.25, "text": 2.0}, partitioned).collate(
         [[document] for document in ready]
     )
     for row, document in enumerate(ready):
-        labels = GRAMMAR.labels(document.ids)
+        modality, free, state = VOCABULARY.modality_of(document.ids), [], AUTOMATON.start
+        for id_ in document.ids.tolist():
+            free.append(AUTOMATON.allowed(state).forced is None)
+            state = AUTOMATON.step(state, id_)
         end = len(document)
-        assert np.array_equal(document.free, labels.free)
+        assert np.array_equal(document.free, free)
         assert batch.targets[row, : end - 1].tolist() == document.ids[1:].tolist()
-        assert batch.modality[row, : end - 1].tolist() == labels.modality[1:].tolist()
-        assert batch.partition[row, : end - 1].tolist() == labels.modality[1:].tolist()
-        expected = np.where(labels.modality == 1, 0.25, 2.0) * (labels.free if partitioned else 1)
+        assert batch.modality[row, : end - 1].tolist() == modality[1:].tolist()
+        assert batch.partition[row, : end - 1].tolist() == modality[1:].tolist()
+        expected = np.where(modality == 1, 0.25, 2.0) * (np.array(free) if partitioned else 1)
         assert batch.weights[row, : end - 1].tolist() == expected[1:].tolist()
         assert batch.position[row, :end].tolist() == list(range(end))
     nothing = batch.targets == NO_TARGET

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omnigram.tokenizers import grammar as published
 from omnigram.tokenizers.document_grammar import DocumentGrammar
-from omnigram.tokenizers.grammar import GrammarError
+from omnigram.tokenizers.grammar import BlockGrammar, GrammarError
 from omnigram.tokenizers.modality import document_grammar
-from omnigram.tokenizers.vocabulary import EMU3, Vocabulary
+from omnigram.tokenizers.published import EMU3
+from omnigram.tokenizers.vocabulary import Vocabulary
 
 DIGITS = {symbol: id_ for id_, symbol in enumerate("0123456789*")}
 SMALL = Vocabulary.appended(20, codebooks={"image": 5})
@@ -76,25 +76,10 @@ def test_read_undoes_write(segments):
     np.testing.assert_array_equal(DOCUMENTS.write(segments, close=False), ids[:-1])
 
 
-@given(segment_lists)
-def test_labels_are_what_the_automaton_leaves_open(segments):
-    ids = DOCUMENTS.write(segments)
-    labels = DOCUMENTS.labels(ids)
-    np.testing.assert_array_equal(labels.modality, ids >= 28)
-    automaton = DOCUMENTS.automaton()
-    state = automaton.start
-    for id_, free in zip(ids.tolist(), labels.free, strict=True):
-        assert (automaton.allowed(state).forced is None) == free
-        state = automaton.step(state, id_)
-    assert automaton.done(state)
-
-
 def test_automaton_generates_exactly_what_write_makes():
     """All documents of at most 9 ids, with a block that is short enough for many to fit."""
     vocabulary = Vocabulary.appended(2, ("bos", "eos", "boi", "eoi"), {"image": 2})
-    fixed = published.RasterGrammar(
-        size=None, separator=None, content=None, row_end=None, frame_end=None, fixed_size=(1, 1)
-    )
+    fixed = BlockGrammar(size=None, separator=None, content=None, row_end=None, frame_end=None, fixed_size=(1, 1))
     documents = DocumentGrammar(vocabulary, {"image": fixed.bind(vocabulary, "image")})
     automaton, made, longest = documents.automaton(), set(), 7
     open_ = [((), automaton.start)]
@@ -203,7 +188,7 @@ def test_picture_to_words_writes_no_picture():
     automaton = DOCUMENTS.automaton(max_blocks=0, max_tokens=4)
     state = automaton.after(DOCUMENTS.write([picture(3, 3)], close=False))
     for _ in range(3):
-        assert automaton.allowed(state) == ((SMALL.id("eos"),), "text")
+        assert automaton.allowed(state) == ((SMALL.id("eos"),), "text", ())
         state = automaton.step(state, 11)
     assert automaton.allowed(state).forced == SMALL.id("eos")
     with pytest.raises(GrammarError, match=r"expected eos \(22\)"):
@@ -215,9 +200,9 @@ def test_a_document_does_not_end_before_it_has_its_fewest_tokens():
     automaton = DOCUMENTS.automaton(max_blocks=0, min_tokens=2, max_tokens=4)
     state = automaton.after(prompt)
     for _ in range(2):
-        assert automaton.allowed(state) == ((), "text")
+        assert automaton.allowed(state) == ((), "text", ())
         state = automaton.step(state, 11)
-    assert automaton.allowed(state) == ((SMALL.id("eos"),), "text")
+    assert automaton.allowed(state) == ((SMALL.id("eos"),), "text", ())
     nothing_else = DOCUMENTS.automaton(max_blocks=0, text=False, min_tokens=2)
     assert nothing_else.allowed(nothing_else.after(prompt)).forced == SMALL.id("eos")
     with pytest.raises(ValueError, match=r"min_tokens=4 must be 0 or more, and below max_tokens=4"):
@@ -265,7 +250,7 @@ def test_prompts_and_limits_that_cannot_be_met_are_refused():
         (lambda ids: ids[:-1], 18, "without eos"),
         (lambda ids: [*ids, 20], 19, "20 after eos"),
         (lambda ids: [*ids[:2], 28, *ids[2:]], 2, "28 is neither text nor the begin of a block nor eos"),
-        (lambda ids: [*ids[:13], 26, *ids[14:]], 13, "in a 2 x 2 block of image, expected a image id"),
+        (lambda ids: [*ids[:13], 26, *ids[14:]], 13, "in a 2 x 2 block of image, expected an image id"),
     ],
 )
 def test_damage_is_located_in_the_document(damage, position, reason):
@@ -276,16 +261,49 @@ def test_damage_is_located_in_the_document(damage, position, reason):
     assert str(caught.value).startswith(f"token {position}: ")
 
 
-def test_json_and_pickle_keep_the_grammar():
-    ids = DOCUMENTS.write([CAPTION, picture(3, 4)])
-    for again in (DocumentGrammar.from_json(DOCUMENTS.to_json()), pickle.loads(pickle.dumps(DOCUMENTS))):
-        assert again.to_json() == DOCUMENTS.to_json()
-        assert same(again.read(ids), [CAPTION, picture(3, 4)])
-    chameleon = document_grammar(SMALL, {}, {"image": published.CHAMELEON})
-    assert DocumentGrammar.from_json(chameleon.to_json()).blocks["image"].grammar == published.CHAMELEON
-    for junk in ("", "[]", "{}", '{"vocabulary": 3, "blocks": {}}'):
-        with pytest.raises(ValueError, match="not the JSON"):
-            DocumentGrammar.from_json(junk)
+def test_pickle_keeps_the_grammar():
+    again = pickle.loads(pickle.dumps(DOCUMENTS))
+    ids = again.write([CAPTION, picture(3, 4)])
+    assert ids.tolist() == DOCUMENTS.write([CAPTION, picture(3, 4)]).tolist()
+    assert same(again.read(ids), [CAPTION, picture(3, 4)])
+
+
+BARE = BlockGrammar(
+    rank=3,
+    begin=None,
+    size=None,
+    separator=None,
+    content=None,
+    row_end=None,
+    last_frame_end="eov",
+    end=None,
+    fixed_size=(None, 1, 2),
+)
+
+
+def test_blocks_without_a_begin_mark_begin_with_their_first_code():
+    """LWM's frames, among text: a run of codes is a block, up to its end mark."""
+    vocabulary = Vocabulary.appended(4, ("bos", "eos", "eof", "eov"), {"video": 3})
+    documents = DocumentGrammar(vocabulary, {"video": BARE.bind(vocabulary, "video", max_side=4)})
+    clip, still = ("video", np.array([[[0, 1]], [[2, 2]]])), ("video", np.array([[[1, 0]]]))
+    segments = [("text", np.array([3, 3])), clip, still, ("text", np.array([0]))]
+    ids = documents.write(segments).tolist()
+    eof, eov = vocabulary.id("eof"), vocabulary.id("eov")
+    assert ids == [4, 3, 3, 8, 9, eof, 10, 10, eov, 9, 8, eov, 0, 5]
+    assert same(documents.read(ids), segments)
+    automaton = documents.automaton(max_tokens=40)
+    assert automaton.done(automaton.advance(automaton.start, ids))
+    allowed = automaton.allowed(automaton.after(ids[:1]))
+    assert allowed == ((vocabulary.id("eos"),), "text", ("video",))
+    assert allowed.all_ids(vocabulary).tolist() == [0, 1, 2, 3, 5, 8, 9, 10]
+    assert allowed.describe(vocabulary) == "eos (5) or a text id or a video id"
+    longer = [*ids[:8], eof, 8, 8, eof, 8, 8, eof, 8, 8, eov, 5]  # five frames: one more than max_side
+    with pytest.raises(GrammarError, match=r"token 14: .* expected eov \(7\)"):
+        documents.read(longer)
+    with pytest.raises(GrammarError, match=r"expected eov \(7\)"):
+        automaton.advance(automaton.start, longer)
+    with pytest.raises(GrammarError, match=r"expected eof \(6\) or eov \(7\)"):
+        documents.read([4, 8, 9, 5])
 
 
 def test_states_are_values():

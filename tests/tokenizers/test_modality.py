@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from omnigram.tokenizers.grammar import LUMINA, RasterGrammar
+from omnigram.tokenizers.grammar import BlockGrammar
 from omnigram.tokenizers.modality import MODALITIES, Modality, document_grammar, register
+from omnigram.tokenizers.published import LUMINA_GRAMMAR
 from omnigram.tokenizers.vocabulary import DEFAULT_SPECIALS, Vocabulary
 
 DIGITS = {symbol: id_ for id_, symbol in enumerate("0123456789*")}
@@ -14,7 +15,7 @@ DIGITS = {symbol: id_ for id_, symbol in enumerate("0123456789*")}
 
 def test_text_and_image_are_registered():
     assert MODALITIES["text"].grammar is None
-    assert MODALITIES["image"].grammar == RasterGrammar()
+    assert MODALITIES["image"].grammar == BlockGrammar()
 
 
 def test_the_grammar_of_a_new_sensor_is_one_record(monkeypatch):
@@ -22,12 +23,12 @@ def test_the_grammar_of_a_new_sensor_is_one_record(monkeypatch):
     vocabulary = Vocabulary.appended(11, (*DEFAULT_SPECIALS, "bod", "eod"), {"image": 4, "depth": 6})
     with pytest.raises(ValueError, match="'depth' is not registered; known: text, image"):
         document_grammar(vocabulary, DIGITS)
-    depth = register(Modality("depth", RasterGrammar(begin="bod", end="eod")))
+    depth = register(Modality("depth", BlockGrammar(begin="bod", end="eod")))
     documents = document_grammar(vocabulary, DIGITS)
     segments = [("image", np.array([[3]])), ("depth", np.array([[5, 0]])), ("text", np.array([7]))]
     ids = documents.write(segments)
     assert [modality for modality, _ in documents.read(ids)] == ["image", "depth", "text"]
-    assert set(documents.labels(ids).modality.tolist()) == {0, 1, 2}
+    assert set(vocabulary.modality_of(ids).tolist()) == {0, 1, 2}
     state = documents.automaton().after(ids[:1])
     assert set(documents.automaton().allowed(state).ids) == {vocabulary.id(name) for name in ("eos", "boi", "bod")}
 
@@ -38,15 +39,15 @@ def test_the_grammar_of_a_new_sensor_is_one_record(monkeypatch):
 
 def test_modalities_need_begin_marks_of_their_own():
     vocabulary = Vocabulary.appended(11, codebooks={"image": 4})
-    block = RasterGrammar().bind(vocabulary, "image", DIGITS)
+    block = BlockGrammar().bind(vocabulary, "image", DIGITS)
     with pytest.raises(ValueError, match="another begin mark"):
         type(document_grammar(vocabulary, DIGITS))(vocabulary, {"image": block, "depth": block})
 
 
 def test_a_grammar_can_replace_the_registered_one():
-    vocabulary = Vocabulary.appended(11, codebooks={"image": 4})
-    documents = document_grammar(vocabulary, {"1": 3, "2": 4}, {"image": LUMINA})
-    assert documents.blocks["image"].grammar == LUMINA
+    vocabulary = Vocabulary.appended(11, (*DEFAULT_SPECIALS, "1", "2"), {"image": 4})
+    documents = document_grammar(vocabulary, {}, {"image": LUMINA_GRAMMAR})
+    assert documents.blocks["image"].grammar == LUMINA_GRAMMAR
     assert documents.blocks["image"].sides == (2, 4)
 
 

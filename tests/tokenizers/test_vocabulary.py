@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omnigram.tokenizers.vocabulary import EMU3, Range, Vocabulary
+from omnigram.tokenizers.published import EMU3
+from omnigram.tokenizers.vocabulary import Range, Vocabulary
 
 # Chameleon's: codes and marks inside the 65,536 ids of the BPE table, codes permuted
 CARVED = Vocabulary(
