@@ -26,12 +26,10 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from .configuration import OmnigramConfig
 from .document_attention import attend_documents
+from .feed_forward import ResidualProjection
+from .modality_layers import build_per_modality
 from .norms import build_head_norm
 from .rotary import rotate
-
-
-class ResidualProjection(nn.Linear):
-    """A linear map whose output is added to the residual stream; its own class so that its initialisation is."""
 
 
 class Attention(nn.Module):
@@ -50,8 +48,12 @@ class Attention(nn.Module):
         query_size = config.num_attention_heads * config.head_dim
         key_size = config.num_key_value_heads * config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.hidden_size, key_size, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, key_size, bias=config.attention_bias)
+
+        def key_projection() -> nn.Linear:
+            return nn.Linear(config.hidden_size, key_size, bias=config.attention_bias)
+
+        self.k_proj = build_per_modality(key_projection, config, separate=config.modality_key_value)
+        self.v_proj = build_per_modality(key_projection, config, separate=config.modality_key_value)
         self.o_proj = ResidualProjection(query_size, config.hidden_size, bias=config.attention_bias)
         self.q_norm = build_head_norm(config, config.num_attention_heads)
         self.k_norm = build_head_norm(config, config.num_key_value_heads)
@@ -63,14 +65,16 @@ class Attention(nn.Module):
         attention_mask: Any = None,
         past_key_values: Cache | None = None,
         documents: Int[Tensor, "b t"] | None = None,
+        modality_ids: Int[Tensor, "b t"] | None = None,
         **kwargs: Any,
     ) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b h t s"] | None]:
         """Returns the output and, for the eager implementation only, the attention probabilities."""
         heads = (*x.shape[:-1], -1, self.head_dim)
-        value = self.v_proj(x).view(heads).transpose(1, 2)
+        of_modality = (modality_ids,) if self.config.modality_key_value else ()
+        value = self.v_proj(x, *of_modality).view(heads).transpose(1, 2)
         # under autocast the norms and rotations widen: back to the projections' type
         query = rotate(self.q_norm(self.q_proj(x).view(heads)), *rotary).to(value.dtype).transpose(1, 2)
-        key = rotate(self.k_norm(self.k_proj(x).view(heads)), *rotary).to(value.dtype).transpose(1, 2)
+        key = rotate(self.k_norm(self.k_proj(x, *of_modality).view(heads)), *rotary).to(value.dtype).transpose(1, 2)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
         if documents is not None:

@@ -53,6 +53,14 @@ class OmnigramConfig(PreTrainedConfig):
         rms_norm_eps: epsilon of every norm, the query and key norms included.
         attention_bias: biases of the query, key, value and output projections.
         mlp_bias: biases of the feed-forward projections.
+        num_experts: feed-forwards of each block that a router chooses among (Mixtral); 0 is a single plain one.
+        num_experts_per_token: how many of them each token passes through. Without experts it has no effect.
+        balance_loss_weight: weight in the training loss of the router's load-balancing loss (the mean over the layers
+            of `experts.load_balancing_loss`), which keeps the experts equally used. Without experts it has no effect.
+        modality_ranges: [first id, number of ids] of each modality that has layers of its own (mPLUG-Owl2); every
+            other id, text and specials, is modality 0. None when nothing is separate.
+        modality_norms: each modality has its own norms before (swin: after) attention and feed-forward.
+        modality_key_value: each modality has its own key and value projections.
         embedding_dropout: dropout of the embedded tokens.
         attention_dropout: dropout of the attention probabilities (a slow path on a CPU).
         residual_dropout: dropout of what each attention and feed-forward adds to the residual stream.
@@ -68,15 +76,6 @@ class OmnigramConfig(PreTrainedConfig):
 
     model_type = "omnigram"
     keys_to_ignore_at_inference = ("past_key_values",)
-    base_model_tp_plan = {  # noqa: RUF012 (transformers declares these as plain class attributes)
-        "layers.*.self_attn.q_proj": "colwise",
-        "layers.*.self_attn.k_proj": "colwise",
-        "layers.*.self_attn.v_proj": "colwise",
-        "layers.*.self_attn.o_proj": "rowwise",
-        "layers.*.mlp.gate_proj": "colwise",
-        "layers.*.mlp.up_proj": "colwise",
-        "layers.*.mlp.down_proj": "rowwise",
-    }
     base_model_pp_plan = {  # noqa: RUF012 (transformers declares these as plain class attributes)
         "embed_tokens": (["input_ids"], ["inputs_embeds"]),
         "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
@@ -98,6 +97,12 @@ class OmnigramConfig(PreTrainedConfig):
     rms_norm_eps: float = 1e-5
     attention_bias: bool = False
     mlp_bias: bool = False
+    num_experts: int = 0
+    num_experts_per_token: int = 2
+    balance_loss_weight: float = 0.01
+    modality_ranges: list[list[int]] | None = None
+    modality_norms: bool = False
+    modality_key_value: bool = False
     embedding_dropout: float = 0.0
     attention_dropout: float = 0.0
     residual_dropout: float = 0.0
@@ -126,8 +131,37 @@ class OmnigramConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         if isinstance(self.rope_parameters, Mapping):  # a Hydra node, or a dict that the caller keeps
             self.rope_parameters = dict(self.rope_parameters)
+        if self.modality_ranges is not None:  # tuples, or a Hydra node
+            self.modality_ranges = [list(ids) for ids in self.modality_ranges]
         self._check()
+        self._check_experts()
+        self._check_modalities()
+        self.base_model_tp_plan = self._tensor_parallel_plan()  # pyright: ignore[reportAttributeAccessIssue]
         super().__post_init__(**kwargs)
+
+    @property
+    def num_modalities(self) -> int:
+        """Modalities with layers of their own, modality 0 included."""
+        return 1 + len(self.modality_ranges or ())
+
+    @property
+    def separate_modalities(self) -> bool:
+        """Whether the decoder has to know the modality of a token."""
+        return self.modality_norms or self.modality_key_value
+
+    def _tensor_parallel_plan(self) -> dict[str, str]:
+        """How transformers splits the projections over devices, by name; a router stays whole."""
+        separate = ".*" if self.modality_key_value else ""
+        expert = "experts.*." if self.num_experts else ""
+        return {
+            "layers.*.self_attn.q_proj": "colwise",
+            f"layers.*.self_attn.k_proj{separate}": "colwise",
+            f"layers.*.self_attn.v_proj{separate}": "colwise",
+            "layers.*.self_attn.o_proj": "rowwise",
+            f"layers.*.mlp.{expert}gate_proj": "colwise",
+            f"layers.*.mlp.{expert}up_proj": "colwise",
+            f"layers.*.mlp.{expert}down_proj": "rowwise",
+        }
 
     def _check(self) -> None:
         """Refuses values that do not go together, in one line each."""
@@ -159,3 +193,36 @@ class OmnigramConfig(PreTrainedConfig):
         for name in ROPE_NEEDS.get(rope_type, ()):
             if name not in (self.rope_parameters or {}):
                 raise ValueError(f"rope_parameters.rope_type {rope_type} needs rope_parameters.{name}: add it")
+
+    def _check_experts(self) -> None:
+        """Refuses impossible mixtures, in one line each."""
+        if self.num_experts < 0 or self.num_experts == 1:
+            raise ValueError(f"num_experts is {self.num_experts}: it must be 2 or more, or 0 for a plain feed-forward")
+        if self.num_experts and not 1 <= self.num_experts_per_token <= self.num_experts:
+            raise ValueError(
+                f"num_experts_per_token is {self.num_experts_per_token}: it must be 1 to num_experts {self.num_experts}"
+            )
+        if not 0.0 <= self.balance_loss_weight < float("inf"):
+            raise ValueError(f"balance_loss_weight is {self.balance_loss_weight}: it must be finite and at least 0")
+
+    def _check_modalities(self) -> None:
+        """Refuses ranges of ids that are none or overlap, or that nothing uses, in one line each."""
+        if self.separate_modalities and not self.modality_ranges:
+            name = "modality_norms" if self.modality_norms else "modality_key_value"
+            raise ValueError(f"{name} needs modality_ranges, the [first id, number of ids] of each modality: add them")
+        if self.modality_ranges is None:
+            return
+        if not self.separate_modalities:
+            raise ValueError(
+                "modality_ranges has no effect alone: set modality_norms or modality_key_value, or leave it out"
+            )
+        end, before = 0, None
+        for ids in sorted(self.modality_ranges):
+            if len(ids) != 2 or ids[0] < 0 or ids[1] < 1 or sum(ids) > self.vocab_size:
+                raise ValueError(
+                    f"modality_ranges has {ids}: it must be [first id, number of ids] within the vocabulary of "
+                    f"{self.vocab_size} ids"
+                )
+            if ids[0] < end:
+                raise ValueError(f"modality_ranges {before} and {ids} overlap: an id has one modality")
+            end, before = sum(ids), ids

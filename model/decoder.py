@@ -4,6 +4,7 @@ Dimensions: B batch, T tokens of a row, S tokens seen so far, D width of the mod
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,14 +14,16 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, MoeCausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import Attention, ResidualProjection, document_mask, document_positions
+from .attention import Attention, document_mask, document_positions
 from .block import DecoderBlock
 from .configuration import OmnigramConfig
+from .feed_forward import ResidualProjection
 from .loss import LossParts, Partition, weighted_cross_entropy
+from .modality_layers import modality_of
 from .norms import HeadLayerNorm, RMSNorm
 from .rotary import RotaryEmbedding, rotary_frequencies
 
@@ -48,13 +51,15 @@ class OmnigramPreTrainedModel(PreTrainedModel):
         | weights                                       | initialised as                                          |
         | --------------------------------------------- | ------------------------------------------------------- |
         | embed_tokens, lm_head (one matrix when tied)  | normal, std = initializer_range                         |
-        | q_proj, k_proj, v_proj, gate_proj, up_proj    | normal, std = initializer_range                         |
+        | q_proj, k_proj, v_proj, gate_proj, up_proj,   | normal, std = initializer_range                         |
+        | router                                        |                                                         |
         | o_proj, down_proj                             | normal, std = initializer_range / sqrt(2 * layers),     |
         |                                               | plain initializer_range with scale_residual_init: false |
         | every bias                                    | 0                                                       |
         | every norm's weight                           | 1                                                       |
 
-        The division keeps the residual stream's variance independent of depth (GPT-2).
+        The division keeps the residual stream's variance independent of depth (GPT-2). Each expert, and each modality's
+        own layers, are drawn independently, as the plain ones are.
         """
         std = self.config.initializer_range
         if isinstance(module, nn.Linear):
@@ -71,6 +76,13 @@ class OmnigramPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, RotaryEmbedding):  # not in checkpoints, and lost when built on the meta device
             init.copy_(module.inverse_frequency, rotary_frequencies(self.config)[0])
+
+
+@dataclass
+class DecoderOutput(BaseModelOutputWithPast):
+    """aux_loss: mean over the layers of their load-balancing losses; None without experts."""
+
+    aux_loss: Tensor | None = None
 
 
 class OmnigramModel(OmnigramPreTrainedModel):
@@ -95,9 +107,10 @@ class OmnigramModel(OmnigramPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Float[Tensor, "b t d"] | None = None,
         document_ids: Int[Tensor, "b t"] | None = None,
+        modality_ids: Int[Tensor, "b t"] | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
+    ) -> DecoderOutput:
         """Runs the decoder.
 
         Args:
@@ -110,14 +123,23 @@ class OmnigramModel(OmnigramPreTrainedModel):
             inputs_embeds: embeddings instead of ids.
             document_ids: the document of each token of a packed row, -1 for pads: attention stays within documents,
                 with every attention implementation. Not together with a cache or an attention_mask.
+            modality_ids: modality of each of the `inputs_embeds`, 0 text and specials, k the k-th of
+                `config.modality_ranges`; only where a modality has layers of its own. Ids have theirs by their range,
+                and whatever is given with them is not read.
             use_cache: return a cache; by default `config.use_cache`, but never in training or for packed rows.
             kwargs: handed to the attention implementation.
 
         Raises:
-            ValueError: both or neither of ids and embeddings; document_ids with a mask or a cache.
+            ValueError: both or neither of ids and embeddings; document_ids with a mask or a cache; embeddings without
+                modality_ids where these are needed.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if self.config.separate_modalities:
+            if input_ids is not None:
+                modality_ids = modality_of(input_ids, self.config)
+            elif modality_ids is None:
+                raise ValueError("inputs_embeds need modality_ids, as each modality has its own layers: give both")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         assert inputs_embeds is not None
@@ -145,9 +167,35 @@ class OmnigramModel(OmnigramPreTrainedModel):
 
         rotary = self.rotary_emb(position_ids, inputs_embeds.dtype)
         x = self.dropout(inputs_embeds)
+        counted = self._real_tokens(attention_mask, document_ids, x.shape[1]) if self.config.num_experts else None
+        balances: list[Tensor] = []
         for layer in self.layers:
-            x = layer(x, rotary, mask, past_key_values, position_ids=position_ids, **kwargs)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(x), past_key_values=past_key_values)
+            out = layer(
+                x,
+                rotary,
+                mask,
+                past_key_values,
+                modality_ids=modality_ids,
+                counted=counted,
+                position_ids=position_ids,
+                **kwargs,
+            )
+            x, *balance = out if isinstance(out, tuple) else (out,)
+            balances += balance
+        return DecoderOutput(
+            last_hidden_state=self.norm(x),
+            past_key_values=past_key_values,
+            aux_loss=torch.stack(balances).mean() if balances else None,
+        )
+
+    @staticmethod
+    def _real_tokens(attention_mask: Any, document_ids: Tensor | None, length: int) -> Tensor | None:
+        """[B, T] true for the tokens that are no pads, None where no argument tells."""
+        if document_ids is not None:
+            return document_ids >= 0
+        if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
+            return attention_mask[:, -length:] > 0
+        return None
 
 
 class OmnigramForCausalLM(OmnigramPreTrainedModel, GenerationMixin):
@@ -171,15 +219,17 @@ class OmnigramForCausalLM(OmnigramPreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         inputs_embeds: Float[Tensor, "b t d"] | None = None,
         document_ids: Int[Tensor, "b t"] | None = None,
+        modality_ids: Int[Tensor, "b t"] | None = None,
         labels: Int[Tensor, "b t"] | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> MoeCausalLMOutputWithPast:
         """Logits, as every causal model of transformers gives them; see `OmnigramModel.forward` for the arguments.
 
         Args:
-            labels: ids to predict, not shifted (the model shifts), -100 where there is no loss.
+            labels: ids to predict, not shifted (the model shifts), -100 where there is no loss. With experts the
+                loss contains the weighted load-balancing loss, which is also in `aux_loss`.
             logits_to_keep: compute the logits of the last so many tokens only, or of these indices; 0 means of all.
         """
         outputs = self.model(
@@ -189,6 +239,7 @@ class OmnigramForCausalLM(OmnigramPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             document_ids=document_ids,
+            modality_ids=modality_ids,
             use_cache=use_cache,
             **kwargs,
         )
@@ -197,8 +248,11 @@ class OmnigramForCausalLM(OmnigramPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
+            if outputs.aux_loss is not None:
+                loss = loss + self.config.balance_loss_weight * outputs.aux_loss
+        return MoeCausalLMOutputWithPast(
             loss=loss,
+            aux_loss=outputs.aux_loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
@@ -218,12 +272,13 @@ class OmnigramForCausalLM(OmnigramPreTrainedModel, GenerationMixin):
     ) -> LossParts:
         """Weighted loss of a packed batch, without ever holding its logits; see `loss.weighted_cross_entropy`.
 
-        `targets` are aligned: targets[b, t] follows input_ids[b, t]. Under FSDP2 register this method with
-        `torch.distributed.fsdp.register_fsdp_forward_method`, so that the head's weight is gathered for it.
+        `targets` are aligned: targets[b, t] follows input_ids[b, t]. With experts `loss` also holds the weighted
+        load-balancing loss, times the sum of weights, so that micro-batches and ranks add up. Under FSDP2 register this
+        method with `torch.distributed.fsdp.register_fsdp_forward_method`: the head's weight is gathered for it.
         """
-        hidden = self.model(input_ids, position_ids=position_ids, document_ids=document_ids).last_hidden_state
-        return weighted_cross_entropy(
-            hidden.flatten(0, 1),
+        outputs = self.model(input_ids, position_ids=position_ids, document_ids=document_ids)
+        parts = weighted_cross_entropy(
+            outputs.last_hidden_state.flatten(0, 1),
             self.lm_head.weight,
             targets.flatten(),
             weights.flatten(),
@@ -231,3 +286,6 @@ class OmnigramForCausalLM(OmnigramPreTrainedModel, GenerationMixin):
             target_partition=None if target_partition is None else target_partition.flatten(),
             z_loss=z_loss,
         )
+        if outputs.aux_loss is None:
+            return parts
+        return parts._replace(loss=parts.loss + self.config.balance_loss_weight * outputs.aux_loss * parts.weight)

@@ -3,14 +3,19 @@
 import torch
 from torch import nn
 
+from .attention import Attention
 from .configuration import OmnigramConfig
 from .decoder import OmnigramForCausalLM
+from .experts import MixtureOfExperts
 
 _GROUPS = {"embed_tokens": "embedding", "lm_head": "head", "self_attn": "attention", "mlp": "feed_forward"}
 
 
 def parameters_by_group(model: nn.Module) -> dict[str, int]:
-    """Parameters of embedding, attention, feed_forward, norms (query-key norms too) and head; a tied head counts 0."""
+    """Parameters of embedding, attention, feed_forward, norms (query-key norms too) and head; a tied head counts 0.
+
+    All of them: every expert with the routers as feed_forward, every modality's projections as attention.
+    """
     counts = dict.fromkeys((*_GROUPS.values(), "norms"), 0)
     for name, parameter in model.named_parameters():
         parts = name.split(".")
@@ -30,10 +35,19 @@ def flops_per_token(config: OmnigramConfig, context: float) -> float:
     """Floating-point operations of a forward and backward pass for one token that sees `context` tokens on average.
 
     Six for each weight of a matrix product (the embedding look-up is none; a tied head is one), and twelve for each
-    feature of a query and each token seen. For packed documents of length L the context is (L + 1) / 2.
+    feature of a query and each token seen. Only the weights that a token passes through count: those of its experts
+    and of its modality's keys and values. For packed documents of length L the context is (L + 1) / 2.
     """
     assert config.head_dim is not None
-    counts = parameters_by_group(build_on_meta(config))
+    model = build_on_meta(config)
+    counts = parameters_by_group(model)
     matrices = counts["attention"] + counts["feed_forward"] + config.vocab_size * config.hidden_size
+    for module in model.modules():  # what a token passes by
+        if isinstance(module, MixtureOfExperts):
+            idle = 1 - module.num_chosen / len(module.experts)
+            matrices -= idle * sum(p.numel() for p in module.experts.parameters())
+        elif isinstance(module, Attention) and config.modality_key_value:
+            idle = 1 - 1 / config.num_modalities
+            matrices -= idle * sum(p.numel() for m in (module.k_proj, module.v_proj) for p in m.parameters())
     pairs = config.num_hidden_layers * config.num_attention_heads * config.head_dim * context
     return 6.0 * matrices + 12.0 * pairs
