@@ -6,24 +6,22 @@ Dimensions: B batch, H W pixels, h w grid of codes (H / patch, W / patch), D cod
 """
 
 import dataclasses
-import hashlib
-import json
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from .convolutional import Decoder, Encoder, NetworkConfig, principal_components
+from .pixel_tokenizer import PixelTokenizer
 from .quantizer import Quantized, Quantizer, QuantizerConfig
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
-
-class ImageTokenizer(nn.Module):
+class ImageTokenizer(PixelTokenizer):
     """Encoder, quantizer and decoder. Pixels are float, red green blue, -1 (black) .. 1 (white)."""
+
+    kind = "vqvae"
 
     def __init__(self, network: NetworkConfig, quantizer: QuantizerConfig):
         super().__init__()
@@ -63,70 +61,25 @@ class ImageTokenizer(nn.Module):
 
         Raises ValueError if a side is no multiple of `patch`.
         """
-        height, width = pixels.shape[-2:]
-        if height % self.patch or width % self.patch or not height * width:
-            raise ValueError(f"a picture of {height} x {width} pixels: sides must be multiples of {self.patch}")
+        self.check_pixels(pixels)
         return self.quantizer(self.encoder(pixels))
 
-    @torch.no_grad()
-    def encode(self, pixels: Float[Tensor, "b 3 height width"]) -> Int[Tensor, "b h w"]:
-        """Pixels -> ids of codes, 0 .. codebook_size - 1. The codebook does not move, whatever the mode."""
-        training = self.training
-        self.eval()
-        try:
-            return self.quantize(pixels).ids
-        finally:
-            self.train(training)
+    def _ids(self, pixels: Float[Tensor, "b 3 height width"]) -> Int[Tensor, "b h w"]:
+        return self.quantize(pixels).ids
 
-    @torch.no_grad()
-    def decode(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
-        """Ids of codes -> pixels, clamped to -1 .. 1. Raises ValueError for an id outside the codebook."""
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.codebook_size:
-            raise ValueError(
-                f"codes {int(ids.min())} .. {int(ids.max())} are not all in the codebook of {self.codebook_size}"
-            )
-        return self.decoder(self.quantizer.lookup(ids)).clamp(-1, 1)
+    def _pixels(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
+        return self.decoder(self.quantizer.lookup(ids))
 
     @property
-    def identity(self) -> str:
-        """SHA-256 in hex over the configuration and every weight: tokens belong to one identity."""
-        digest = hashlib.sha256(json.dumps(self._settings(), sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
-
-    def _settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Any]:
         return {
             "network": dataclasses.asdict(self.network),
             "quantizer": dataclasses.asdict(self.quantizer.config),
         }
 
-    def save_pretrained(self, folder: Path | str) -> None:
-        """Write config.json and model.safetensors into `folder`, which is made."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
-        (folder / CONFIG).write_text(json.dumps(self._settings(), indent=2) + "\n")
-
     @classmethod
-    def from_pretrained(cls, folder: Path | str) -> "ImageTokenizer":
-        """Read what `save_pretrained` wrote, in eval mode. ValueError names the file that is missing or damaged."""
-        folder = Path(folder)
-        try:
-            settings = json.loads((folder / CONFIG).read_text())
-            tokenizer = cls(NetworkConfig(**settings["network"]), QuantizerConfig(**settings["quantizer"]))
-        except FileNotFoundError:
-            raise ValueError(f"{folder} holds no image tokenizer: {CONFIG} is missing") from None
-        except (TypeError, KeyError, json.JSONDecodeError) as fault:
-            raise ValueError(f"{folder / CONFIG} is not the configuration of an image tokenizer: {fault}") from None
-        try:
-            tokenizer.load_state_dict(load_file(folder / WEIGHTS))
-        except FileNotFoundError:
-            raise ValueError(f"{folder} holds no image tokenizer: {WEIGHTS} is missing") from None
-        except (SafetensorError, RuntimeError) as fault:
-            reason = [line.strip() for line in str(fault).splitlines()][:2][-1]  # behind torch's heading
-            raise ValueError(f"{folder / WEIGHTS} does not hold the weights of {CONFIG}: {reason}") from None
-        return tokenizer.eval()
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        return cls(NetworkConfig(**settings["network"]), QuantizerConfig(**settings["quantizer"]))
 
 
 def to_pixels(pictures: Int[Tensor, "b height width 3"]) -> Float[Tensor, "b 3 height width"]:

@@ -1,0 +1,190 @@
+"""What every image tokenizer is: pixels to a grid of codes and back, an identity, and a folder of config and weights.
+
+Dimensions: B batch, H W pixels, h w grid of codes (H / patch, W / patch).
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+UNNAMED = "vqvae"  # the kind of a config.json that names none: that kind was there before there were others
+
+
+class PixelTokenizer(nn.Module, ABC):
+    """Pixels are float, red green blue, -1 (black) .. 1 (white); ids of codes are 0 .. codebook_size - 1.
+
+    A kind of tokenizer has a class of its own, which gives what is abstract here and checks pixels where it takes them.
+    """
+
+    kind: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def patch(self) -> int:
+        """Pixels a side of one code."""
+
+    @property
+    @abstractmethod
+    def codebook_size(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What `from_settings` makes the same tokenizer of, but for its weights; goes into config.json."""
+
+    @classmethod
+    @abstractmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """A tokenizer with fresh weights. KeyError, TypeError or ValueError for settings of something else."""
+
+    @abstractmethod
+    def _ids(self, pixels: Float[Tensor, "b 3 height width"]) -> Int[Tensor, "b h w"]: ...
+
+    @abstractmethod
+    def _pixels(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]: ...
+
+    @torch.no_grad()
+    def encode(self, pixels: Float[Tensor, "b 3 height width"]) -> Int[Tensor, "b h w"]:
+        """Pixels -> ids of codes, in eval mode whatever the mode: nothing of the tokenizer changes.
+
+        Raises ValueError if a side is no multiple of `patch`.
+        """
+        with self._evaluating():
+            return self._ids(pixels)
+
+    @torch.no_grad()
+    def decode(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
+        """Ids of codes -> pixels, clamped to -1 .. 1. Raises ValueError for an id outside the codebook."""
+        self.check_ids(ids, "b h w")
+        with self._evaluating():
+            return self._pixels(ids).clamp(-1, 1)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
+
+    def check_pixels(self, pixels: Float[Tensor, "... channels height width"]) -> None:
+        """ValueError if these are no three channels, or a side is no multiple of `patch`."""
+        channels, height, width = pixels.shape[-3:]
+        if channels != 3:
+            raise ValueError(f"pixels of shape {tuple(pixels.shape)}: pictures have 3 channels, red green blue")
+        if height % self.patch or width % self.patch or not height * width:
+            raise ValueError(f"a picture of {height} x {width} pixels: sides must be multiples of {self.patch}")
+
+    def check_ids(self, ids: Int[Tensor, "..."], axes: str) -> None:
+        """ValueError if ids do not have these axes, or one lies outside the codebook."""
+        if ids.ndim != len(axes.split()):
+            raise ValueError(f"codes of shape {tuple(ids.shape)} do not have the axes [{axes}]")
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.codebook_size:
+            raise ValueError(
+                f"codes {int(ids.min())} .. {int(ids.max())} are not all in the codebook of {self.codebook_size}"
+            )
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 in hex over the configuration and every weight: tokens belong to one identity."""
+        digest = hashlib.sha256(json.dumps(self._config(), sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)  # numpy knows no bfloat16
+            digest.update(name.encode() + content.numpy().tobytes())
+        return digest.hexdigest()
+
+    def _config(self) -> dict[str, Any]:
+        return ({} if self.kind == UNNAMED else {"kind": self.kind}) | self.settings
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write config.json and model.safetensors into `folder`, which is made."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
+        (folder / CONFIG).write_text(json.dumps(self._config(), indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str) -> Self:
+        """Read what `save_pretrained` wrote, in eval mode and in the dtype of the file.
+
+        ValueError names the file that is missing, damaged or of another kind of tokenizer.
+        """
+        folder = Path(folder)
+        kind, settings = _read_config(folder)
+        if kind != cls.kind:
+            raise ValueError(
+                f"{folder / CONFIG} is of an image tokenizer of kind {kind!r}, not {cls.kind!r}: "
+                "load_image_tokenizer reads every kind"
+            )
+        try:
+            tokenizer = cls.from_settings(settings)
+        except (TypeError, KeyError, ValueError) as fault:
+            raise ValueError(f"{folder / CONFIG} is not the configuration of an image tokenizer: {fault}") from None
+        try:
+            weights = load_file(folder / WEIGHTS)
+        except FileNotFoundError:
+            raise ValueError(f"{folder} holds no image tokenizer: {WEIGHTS} is missing") from None
+        except SafetensorError as fault:
+            raise ValueError(f"{folder / WEIGHTS} does not hold the weights of {CONFIG}: {fault}") from None
+        load_weights(tokenizer, weights, folder / WEIGHTS)
+        return tokenizer.eval()
+
+
+def load_image_tokenizer(folder: Path | str) -> PixelTokenizer:
+    """The image tokenizer in a folder, of the class that its config.json names; ValueError as `from_pretrained`."""
+    from .image import ImageTokenizer  # here, for these files build on this one
+    from .movqgan import MoVQGAN
+    from .vqgan import VQGAN
+
+    kinds: dict[str, type[PixelTokenizer]] = {each.kind: each for each in (ImageTokenizer, VQGAN, MoVQGAN)}
+    kind, _ = _read_config(Path(folder))
+    if kind not in kinds:
+        raise ValueError(f"{Path(folder) / CONFIG}: kind {kind!r} is none of {', '.join(kinds)}")
+    return kinds[kind].from_pretrained(folder)
+
+
+def _read_config(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The kind, and the settings without it."""
+    try:
+        settings = json.loads((folder / CONFIG).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{folder} holds no image tokenizer: {CONFIG} is missing") from None
+    except ValueError as fault:  # of JSON, or of its encoding
+        raise ValueError(f"{folder / CONFIG} is not the configuration of an image tokenizer: {fault}") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{folder / CONFIG} is not the configuration of an image tokenizer: no object of settings")
+    return settings.pop("kind", UNNAMED), settings
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Path | str, config: str = CONFIG) -> None:
+    """Copy every weight into the module, which takes the dtype of the floating weights if they have one.
+
+    ValueError names `source` and a tensor if one is missing, one too many, or of another shape than `config` says.
+    """
+    own = module.state_dict()
+    faults = [f"{name} is missing" for name in own if name not in weights]
+    faults += [f"{name} has no place in it" for name in weights if name not in own]
+    faults += [
+        f"{name} is {list(weights[name].shape)}, not {list(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if faults:
+        more = f", and {len(faults) - 1} more such faults" if len(faults) > 1 else ""
+        raise ValueError(f"{source} does not hold the weights of {config}: {faults[0]}{more}")
+    dtypes = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
+    if len(dtypes) == 1:
+        module.to(dtypes.pop())
+    module.load_state_dict(weights)
