@@ -1,6 +1,7 @@
 """Block grammars: published lengths and ids, the round trip, the automaton against brute force, damage located."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from omnigram.tokenizers.vocabulary import DEFAULT_SPECIALS, Vocabulary
 
 DIGITS = {symbol: id_ for id_, symbol in enumerate("0123456789*")}
 TINY = Vocabulary.appended(12, (*DEFAULT_SPECIALS, "eov", "1", "2"), {"image": 2})  # text ids 0 .. 10: digits and star
-BARE = {"size": None, "separator": None, "content": None}  # nothing before the codes but the begin mark
-UNMARKED = {**BARE, "row_end": None, "frame_end": None}
-TINY_GRAMMARS = {
+BARE: dict[str, Any] = {"size": None, "separator": None, "content": None}  # nothing before the codes but the begin mark
+UNMARKED: dict[str, Any] = {**BARE, "row_end": None, "frame_end": None}
+SPECS = {
     "emu3": EMU3_GRAMMAR,
     "emu3.5": published.EMU3_5_GRAMMAR,
     "emu3, video": BlockGrammar(rank=3, rate=12),
@@ -37,7 +38,7 @@ TINY_GRAMMARS = {
     "series up to an end mark": BlockGrammar(**UNMARKED, rank=1, fixed_size=(None,)),
     "series, length written": BlockGrammar(rank=1, row_end=None, frame_end=None),
 }
-TINY_GRAMMARS = {name: grammar.bind(TINY, "image", DIGITS, max_side=2) for name, grammar in TINY_GRAMMARS.items()}
+TINY_GRAMMARS = {name: spec.bind(TINY, "image", DIGITS, max_side=2) for name, spec in SPECS.items()}
 
 
 def sizes_of(grammar: BoundGrammar) -> list[tuple[int, ...]]:
