@@ -26,7 +26,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "biases": {"attention_bias": True, "mlp_bias": True, "head_dim": 12},
     "linear": {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0}},
     "yarn": {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 500.0}},
+    "experts": {"num_experts": 4, "num_experts_per_token": 2, "mlp_bias": True},
+    "modalities": {
+        "modality_ranges": [[40, 21], [20, 12]],
+        "modality_norms": True,
+        "modality_key_value": True,
+        "num_key_value_heads": 2,
+    },
 }
+EVERYTHING: dict[str, Any] = {**OPTIONS["modalities"], "norm_order": "swin", "num_experts": 3}
 # two documents and pads; pads between documents; one document
 DOCUMENTS = torch.tensor([[0] * 7 + [1] * 9 + [-1] * 4, [4] * 3 + [-1] * 2 + [7] * 15, [2] * 20])
 
@@ -175,9 +183,10 @@ def test_cached_steps_are_the_whole(model: OmnigramForCausalLM) -> None:
     torch.testing.assert_close(model(tokens, logits_to_keep=3).logits, whole[:, -3:], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{"num_key_value_heads": 2}, EVERYTHING])
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_left_padded_prompts_generate_as_alone(implementation: str) -> None:
-    model = tiny(num_key_value_heads=2, pad_token_id=0)
+def test_left_padded_prompts_generate_as_alone(implementation: str, options: dict[str, Any]) -> None:
+    model = tiny(**options, pad_token_id=0)
     model.set_attn_implementation(implementation)
     prompts = [ids(1, length, seed=length) for length in (3, 6, 9)]
     padded = torch.cat([torch.nn.functional.pad(p, (9 - p.shape[1], 0)) for p in prompts])
@@ -202,8 +211,9 @@ def test_saved_and_loaded_by_the_auto_class(model: OmnigramForCausalLM, tmp_path
     assert torch.equal(loaded.eval()(tokens).logits, model(tokens).logits)
 
 
-def test_compiled_trunk_is_one_graph_and_equal() -> None:
-    model = tiny(qk_norm="rms").train()
+@pytest.mark.parametrize("options", [{"qk_norm": "rms"}, EVERYTHING])
+def test_compiled_trunk_is_one_graph_and_equal(options: dict[str, Any]) -> None:
+    model = tiny(**options).train()
     tokens = ids(*DOCUMENTS.shape)
     real = DOCUMENTS >= 0
     expected = model.model(tokens, document_ids=DOCUMENTS).last_hidden_state
@@ -216,8 +226,9 @@ def test_compiled_trunk_is_one_graph_and_equal() -> None:
         torch.testing.assert_close(grad, value, rtol=1e-4, atol=1e-4)
 
 
-def test_gradient_checkpointing_changes_no_gradient() -> None:
-    model = tiny()
+@pytest.mark.parametrize("options", [{}, EVERYTHING])
+def test_gradient_checkpointing_changes_no_gradient(options: dict[str, Any]) -> None:
+    model = tiny(**options)
     plain = losses(model.train(), "sdpa")
     model.activation_checkpointing_enable()
     checkpointed = losses(model, "sdpa")
@@ -225,8 +236,9 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
         torch.testing.assert_close(checkpointed[name], value, msg=name)
 
 
-def test_autocast_trains_packed_rows() -> None:
-    model = tiny(qk_norm="layer").train()
+@pytest.mark.parametrize("options", [{}, EVERYTHING])
+def test_autocast_trains_packed_rows(options: dict[str, Any]) -> None:
+    model = tiny(qk_norm="layer", **options).train()
     tokens = ids(*DOCUMENTS.shape)
     weights = (DOCUMENTS >= 0).float()
     exact = model.training_loss(tokens, tokens.roll(-1, 1), weights, DOCUMENTS).loss

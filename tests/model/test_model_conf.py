@@ -88,7 +88,16 @@ def test_published_shapes_are_those_of_transformers() -> None:
 def test_initial_weights_follow_the_table() -> None:
     torch.manual_seed(0)
     config = OmnigramConfig(
-        vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=8, qk_norm="layer", mlp_bias=True
+        vocab_size=512,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=8,
+        qk_norm="layer",
+        mlp_bias=True,
+        num_experts=16,
+        modality_ranges=[[100, 50]],
+        modality_norms=True,
+        modality_key_value=True,
     )
     model = OmnigramForCausalLM(config)
     for name, parameter in model.named_parameters():
@@ -101,7 +110,9 @@ def test_initial_weights_follow_the_table() -> None:
             assert parameter.std().item() == pytest.approx(0.02 / (4 if residual else 1), rel=0.05), name
             assert abs(parameter.mean().item()) < 1e-3, name
     unscaled = OmnigramForCausalLM(OmnigramConfig(**{**config.to_diff_dict(), "scale_residual_init": False}))
-    assert unscaled.model.layers[0].mlp.down_proj.weight.std().item() == pytest.approx(0.02, rel=0.05)  # pyright: ignore
+    assert unscaled.model.layers[0].self_attn.o_proj.weight.std().item() == pytest.approx(0.02, rel=0.05)  # pyright: ignore
+    keys: Any = model.model.layers[0].self_attn.k_proj  # pyright: ignore[reportAttributeAccessIssue]
+    assert not torch.equal(keys[0].weight, keys[1].weight)
 
 
 def test_tied_head_is_the_embedding() -> None:
@@ -127,6 +138,20 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"norm_order": "post"}, "norm_order 'post' is unknown"),
     ({"residual_dropout": 1.0}, "residual_dropout is 1.0"),
     ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+    ({"num_experts": 1}, "num_experts is 1"),
+    ({"num_experts": -2}, "num_experts is -2"),
+    ({"num_experts": 4, "num_experts_per_token": 5}, "num_experts_per_token is 5"),
+    ({"num_experts": 4, "num_experts_per_token": 0}, "num_experts_per_token is 0"),
+    ({"balance_loss_weight": -0.1}, "balance_loss_weight is -0.1"),
+    ({"balance_loss_weight": float("nan")}, "balance_loss_weight is nan"),
+    ({"modality_norms": True}, "modality_norms needs modality_ranges"),
+    ({"modality_key_value": True, "modality_ranges": []}, "modality_key_value needs modality_ranges"),
+    ({"modality_ranges": [[5, 5]]}, "modality_ranges has no effect alone"),
+    ({"modality_norms": True, "modality_ranges": [[5]]}, "modality_ranges has [5]"),
+    ({"modality_norms": True, "modality_ranges": [[4090, 7]]}, "modality_ranges has [4090, 7]"),
+    ({"modality_norms": True, "modality_ranges": [[-1, 7]]}, "modality_ranges has [-1, 7]"),
+    ({"modality_norms": True, "modality_ranges": [[20, 0]]}, "modality_ranges has [20, 0]"),
+    ({"modality_norms": True, "modality_ranges": [[30, 5], [20, 11]]}, "modality_ranges [20, 11] and [30, 5] overlap"),
     ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_parameters.rope_type 'dynamic'"),
     ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters.rope_type yarn needs rope_parameters.factor"),
 ]
