@@ -38,7 +38,7 @@ def plain_of(model: OmnigramForCausalLM, modality: int) -> OmnigramForCausalLM:
     """The plain decoder with the weights that this modality has."""
     options = {**model.config.to_diff_dict(), "modality_ranges": None}
     config = OmnigramConfig(**{**options, "modality_norms": False, "modality_key_value": False})
-    plain = OmnigramForCausalLM(config).to(model.dtype).eval()
+    plain = OmnigramForCausalLM(config).double().eval()
     weights = model.state_dict()
     for name in plain.state_dict():
         if name not in weights:
@@ -67,7 +67,8 @@ def test_each_token_goes_through_the_layers_of_its_plain_decoder(name: str) -> N
     model = separate(name)
     plains = [plain_of(model, modality).model for modality in range(3)]
     config = model.config
-    length = IDS.shape[1]
+    assert config.head_dim is not None
+    heads, length = (-1, config.head_dim), IDS.shape[1]
     future = torch.full((length, length), float("-inf")).triu(1)
     rotary = plains[0].rotary_emb(torch.arange(length)[None], torch.float64)
     x = model.model.embed_tokens(IDS)
@@ -77,7 +78,7 @@ def test_each_token_goes_through_the_layers_of_its_plain_decoder(name: str) -> N
 
         def attention(x: Tensor, same: Any = same, of: list[Any] = of) -> Tensor:
             q, k, v = (
-                projected.unflatten(-1, (-1, config.head_dim))
+                projected.unflatten(-1, heads)
                 for projected in (
                     same.self_attn.q_proj(x),
                     by_modality([b.self_attn.k_proj for b in of], x),
