@@ -14,11 +14,14 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image, ImageOps
 from safetensors import SafetensorError
+from torch import Tensor
 
-from ..tokenizers.image import ImageTokenizer, to_pixels, to_uint8
+from ..tokenizers.image import to_pixels, to_uint8
 from ..tokenizers.modality import document_grammar
+from ..tokenizers.pixel_tokenizer import PixelTokenizer, load_image_tokenizer
 from ..tokenizers.text import TextTokenizer
 from ..tokenizers.vocabulary import TEXT, Vocabulary
 from .card import Card
@@ -42,30 +45,37 @@ class Omnigram:
         model: OmnigramForCausalLM,
         vocabulary: Vocabulary,
         text_tokenizer: TextTokenizer,
-        image_tokenizer: ImageTokenizer,
+        image_tokenizer: PixelTokenizer | None,
         card: Card | None = None,
     ):
         card = card or Card()
-        identities = {
-            "vocabulary": vocabulary.identity,
-            "text": text_tokenizer.identity,
-            "image": image_tokenizer.identity,
-        }
+        identities = {"vocabulary": vocabulary.identity, "text": text_tokenizer.identity}
+        if image_tokenizer is not None:
+            identities["image"] = image_tokenizer.identity
         for name, recorded in card.identities.items():
             if identities.get(name) != recorded:
                 there = identities.get(name, "none")
                 raise ValueError(f"the model was trained with {name} {recorded[:12]}, but here is {there[:12]}")
-        for name, size in ((TEXT, text_tokenizer.size), ("image", image_tokenizer.codebook_size)):
+        sizes = {} if image_tokenizer is None else {"image": image_tokenizer.codebook_size}
+        for name, size in {TEXT: text_tokenizer.size, **sizes}.items():
             if size != vocabulary.range(name).size:
                 raise ValueError(f"the {name} tokenizer has {size} codes, the vocabulary {vocabulary.range(name).size}")
         self.card = dataclasses.replace(card, identities=identities)
         self.model, self.vocabulary = model, vocabulary
-        self.text_tokenizer, self.image_tokenizer = text_tokenizer, image_tokenizer
+        self.text_tokenizer, self._image_tokenizer = text_tokenizer, image_tokenizer
         digit_ids = {symbol: int(vocabulary.encode(TEXT, code)) for symbol, code in text_tokenizer.digit_ids.items()}
         grammar = document_grammar(vocabulary, digit_ids, card.grammars, card.max_side)
-        for height, width in card.sizes:
-            grammar.blocks["image"].check_size(height, width)
+        if "image" in grammar.blocks:
+            for height, width in card.sizes:
+                grammar.blocks["image"].check_size(height, width)
         self.sampler = Sampler(model, grammar, text_tokenizer, card.sampling)
+
+    @property
+    def image_tokenizer(self) -> PixelTokenizer:
+        """What turns pictures into codes and back. ValueError if the export has none."""
+        if self._image_tokenizer is None:
+            raise ValueError("this model has no image tokenizer, it only reads and writes words")
+        return self._image_tokenizer
 
     @property
     def patch(self) -> int:
@@ -151,7 +161,16 @@ class Omnigram:
         ]
 
     def codes(self, picture: Image.Image) -> tasks.Codes:
-        """Codes [H, W] of a picture: over white, cropped and resized to the nearest size trained on, encoded."""
+        """Codes [H, W] of a picture, made ready as `card.preprocessing` says.
+
+        By default: over white, cropped and resized to the nearest size trained on.
+        """
+        pixels = self._pixels(picture)[None].to(self._device, next(self.image_tokenizer.parameters()).dtype)
+        return self.image_tokenizer.encode(pixels)[0].cpu().numpy()
+
+    def _pixels(self, picture: Image.Image) -> Float[Tensor, "3 h w"]:
+        if self.card.preprocessing is not None:
+            return self.card.preprocessing(picture)
         height, width = min(
             self.card.sizes, key=lambda size: abs(np.log(size[0] / size[1] * picture.width / picture.height))
         )
@@ -161,15 +180,17 @@ class Omnigram:
         fitted = ImageOps.fit(
             picture.convert("RGB"), (width * self.patch, height * self.patch), Image.Resampling.LANCZOS
         )
-        pixels = to_pixels(torch.from_numpy(np.array(fitted))[None]).to(self._device)
-        return self.image_tokenizer.encode(pixels)[0].cpu().numpy()
+        return to_pixels(torch.from_numpy(np.array(fitted))[None])[0]
 
     def pictures(self, codes: Sequence[tasks.Codes]) -> list[Image.Image]:
         """The picture of each grid of codes [H, W]."""
         drawn: list[Image.Image] = []
         for grid in codes:
-            pixels = self.image_tokenizer.decode(torch.from_numpy(grid)[None].to(self._device))
-            drawn.append(Image.fromarray(to_uint8(pixels)[0].cpu().numpy()))
+            pixels = self.image_tokenizer.decode(torch.from_numpy(grid)[None].to(self._device)).float()
+            if self.card.preprocessing is not None:
+                drawn.append(self.card.preprocessing.invert(pixels[0]))
+            else:
+                drawn.append(Image.fromarray(to_uint8(pixels)[0].cpu().numpy()))
         return drawn
 
     def save_pretrained(self, folder: Path | str) -> None:
@@ -178,7 +199,8 @@ class Omnigram:
         self.model.save_pretrained(folder)
         (folder / VOCABULARY).write_text(self.vocabulary.to_json() + "\n")
         self.text_tokenizer.save(folder / TEXT_MODEL)
-        self.image_tokenizer.save_pretrained(folder / IMAGE_MODEL)
+        if self._image_tokenizer is not None:
+            self._image_tokenizer.save_pretrained(folder / IMAGE_MODEL)
         (folder / CARD).write_text(self.card.to_json())
 
     @classmethod
@@ -198,7 +220,9 @@ class Omnigram:
         except ValueError as fault:
             raise ValueError(f"{folder}: {fault}") from None
         text_tokenizer = TextTokenizer.load(folder / TEXT_MODEL)
-        image_tokenizer = ImageTokenizer.from_pretrained(folder / IMAGE_MODEL).to(device)
+        image_tokenizer = None
+        if "image" in card.identities or (folder / IMAGE_MODEL).is_dir():
+            image_tokenizer = load_image_tokenizer(folder / IMAGE_MODEL).to(device)
         try:
             model = _decoder(folder, vocabulary, options)
             return cls(model.to(device), vocabulary, text_tokenizer, image_tokenizer, card)  # pyright: ignore[reportArgumentType]
@@ -207,7 +231,7 @@ class Omnigram:
 
     @property
     def _device(self) -> torch.device:
-        return next(self.image_tokenizer.parameters()).device
+        return self.model.device
 
     def _grid(self, size: tuple[int, int] | None) -> tuple[int, int]:
         """Pixels -> codes."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..tokenizers.grammar import BlockGrammar
+from ..tokenizers.preprocessing import Preprocessing
 from .generation.choice import Sampling
 
 FORMAT_VERSION = 1
@@ -26,6 +27,7 @@ class Card:
     sizes: grids (H, W) in codes that the model was trained on; the first is drawn where none is named
     grammars: how the blocks of each modality are written; those not named as their registered `Modality` says
     max_side: largest side of a block, in codes
+    preprocessing: how a picture becomes pixels; None: over white, fitted to the nearest of `sizes`, -1 .. 1
     sampling: settings of each modality
     identities: sha256 of the vocabulary and the tokenizers that the weights were trained with
     """
@@ -35,6 +37,7 @@ class Card:
     sizes: tuple[tuple[int, int], ...] = ((8, 8),)
     grammars: Mapping[str, BlockGrammar] = field(default_factory=dict)
     max_side: int = 256
+    preprocessing: Preprocessing | None = None
     sampling: Mapping[str, Sampling] = field(default_factory=_sampling)
     identities: Mapping[str, str] = field(default_factory=dict)
 
@@ -87,6 +90,8 @@ class Card:
                 raise ValueError(f"format_version {version}, this Omnigram reads {FORMAT_VERSION}")
             for name, kind in (("grammars", BlockGrammar), ("sampling", Sampling)):
                 fields[name] = {modality: kind(**values) for modality, values in fields.get(name, {}).items()}
+            if fields.get("preprocessing") is not None:
+                fields["preprocessing"] = Preprocessing(**fields["preprocessing"])
             return cls(**fields)
         except (TypeError, AttributeError, json.JSONDecodeError) as fault:
             raise ValueError(f"not the card of an export: {fault}") from None
