@@ -79,8 +79,11 @@ class MoVQGANConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """The settings of an Emu3VQVAEConfig. ValueError for attention of several widths, which it cannot say."""
-        settings = dataclasses.asdict(self) | FIXED | {"latent_channels": self.embed_dim, "num_attention_heads": 1}
-        return settings | {"hidden_size": self._attended_width()}
+        ours = {
+            name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
+        }
+        widths = {"latent_channels": self.embed_dim, "hidden_size": self._attended_width(), "num_attention_heads": 1}
+        return ours | widths | FIXED
 
     def _attended_width(self) -> int:
         """The one of the middle and of all attended levels."""

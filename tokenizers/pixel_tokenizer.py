@@ -155,7 +155,7 @@ def load_image_tokenizer(folder: Path | str) -> PixelTokenizer:
     return kinds[kind].from_pretrained(folder)
 
 
-def _read_config(folder: Path) -> tuple[Any, dict[str, Any]]:
+def _read_config(folder: Path) -> tuple[str, dict[str, Any]]:
     """The kind, and the settings without it."""
     try:
         settings = json.loads((folder / CONFIG).read_text())
@@ -165,7 +165,7 @@ def _read_config(folder: Path) -> tuple[Any, dict[str, Any]]:
         raise ValueError(f"{folder / CONFIG} is not the configuration of an image tokenizer: {fault}") from None
     if not isinstance(settings, dict):
         raise ValueError(f"{folder / CONFIG} is not the configuration of an image tokenizer: no object of settings")
-    return settings.pop("kind", UNNAMED), settings
+    return str(settings.pop("kind", UNNAMED)), settings
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Path | str, config: str = CONFIG) -> None:

@@ -111,9 +111,13 @@ class VQGANConfig:
         """The settings of a ChameleonVQVAEConfig. ValueError for a codebook on the unit sphere, which it cannot say."""
         if self.normalise_codes:
             raise ValueError("normalise_codes: transformers' ChameleonVQVAE has no codebook on the unit sphere")
-        settings = dataclasses.asdict(self) | {"in_channels": 3, "double_latent": False}
-        del settings["decoder"], settings["normalise_codes"]
-        return settings | {"num_embeddings": settings.pop("codebook_size")}
+        ours = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in ("decoder", "normalise_codes")
+        }
+        theirs = {"num_embeddings": ours.pop("codebook_size"), "attn_type": self.attn_type or "none"}
+        return ours | theirs | {"in_channels": 3, "double_latent": False}
 
     @classmethod
     def from_taming(cls, params: Mapping[str, Any]) -> Self:
@@ -122,12 +126,13 @@ class VQGANConfig:
         ValueError for what is missing, or is not known here.
         """
         try:
-            network = dict(params["ddconfig"])
+            network = {"dropout": 0.0, "attn_type": "vanilla"} | params["ddconfig"]
             ours = {"embed_dim": params["embed_dim"], "codebook_size": params["n_embed"]}
+            ours |= {name: network[theirs] for name, theirs in TAMING.items()}
         except KeyError as missing:
             raise ValueError(f"not the model.params of a VQGAN of taming: {missing} is missing") from None
+        require(params, {"remap": None})  # ids of another numbering
         require(network, FIXED_TAMING)
-        ours |= {name: network[theirs] for name, theirs in TAMING.items() if theirs in network}
         if unknown := network.keys() - set(TAMING.values()) - FIXED_TAMING.keys():
             raise ValueError(f"ddconfig.{min(unknown)} is not known of a VQGAN")
         return cls(**ours)

@@ -1,5 +1,6 @@
 """The image tokenizer: shapes, laws of encode and decode, training, and files that are damaged."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,10 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from omnigram.tokenizers.convolutional import AttentionBlock, NetworkConfig, principal_components
 from omnigram.tokenizers.image import ImageTokenizer, to_pixels, to_uint8
+from omnigram.tokenizers.movqgan import MoVQGAN, MoVQGANConfig
+from omnigram.tokenizers.pixel_tokenizer import PixelTokenizer, load_image_tokenizer
 from omnigram.tokenizers.quantizer import Quantizer, QuantizerConfig, perplexity
+from omnigram.tokenizers.vqgan import VQGAN, VQGANConfig
 
 
 def awaken(block: torch.nn.Module) -> None:
@@ -173,6 +178,74 @@ def test_a_tokenizer_is_read_as_it_was_written(tmp_path: Path):
     with torch.no_grad():
         next(again.parameters()).add_(1e-3)
     assert again.identity != tokenizer.identity
+
+
+def test_the_identity_and_the_config_of_trained_tokenizers_stay_what_they_were(tmp_path: Path):
+    """SHA-256 of the sorted configuration, then of names and bytes of the sorted weights; no word of a kind."""
+    tokenizer = made()
+    tokenizer.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    assert settings.keys() == {"network", "quantizer"}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, tensor in sorted(load_file(tmp_path / "model.safetensors").items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    assert tokenizer.identity == digest.hexdigest()
+
+
+def test_the_class_is_that_of_the_kind_in_the_folder(tmp_path: Path):
+    kinds: dict[str, PixelTokenizer] = {
+        "vqvae": made(),
+        "vqgan": VQGAN(VQGANConfig(8, 16, 8, 16, 32, (1, 2), 1)),
+        "movqgan": MoVQGAN(MoVQGANConfig(16, 4, 4, 32, (1, 2), 1, ())),
+    }
+    for kind, tokenizer in kinds.items():
+        tokenizer.save_pretrained(tmp_path / kind)
+        assert json.loads((tmp_path / kind / "config.json").read_text()).get("kind", "vqvae") == kind
+        again = load_image_tokenizer(tmp_path / kind)
+        assert type(again) is type(tokenizer)
+        assert again.identity == tokenizer.identity
+        assert not again.training
+    with pytest.raises(ValueError, match=r"vqgan.config\.json is of .* kind 'vqgan', not 'movqgan'"):
+        MoVQGAN.from_pretrained(tmp_path / "vqgan")
+    with pytest.raises(ValueError, match="kind 'vqvae', not 'vqgan'"):
+        VQGAN.from_pretrained(tmp_path / "vqvae")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (b'{"kind": "fsq"}', r"config\.json: kind 'fsq' is none of vqvae, vqgan, movqgan"),
+        (b'{"kind": "vqgan", "warp": 1}', r"config\.json is not the configuration .*warp"),
+        (b'{"kind": "vqgan", "resolution": 500}', "resolution 500 must be a multiple"),
+        (b'{"kind": ["vqgan"]}', "is none of"),
+        (b"[]", "no object of settings"),
+        (b"\xff\xfe", r"config\.json is not the configuration"),
+        (b'{"kind": "vqgan"', r"config\.json is not the configuration"),
+    ],
+)
+def test_a_config_that_names_nothing_known_is_refused_in_one_line(tmp_path: Path, config: bytes, message: str):
+    made().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes(config)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_image_tokenizer(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("tokenizer", [VQGAN, MoVQGAN])
+def test_damaged_weights_are_named_in_one_line(tmp_path: Path, tokenizer: type[PixelTokenizer]):
+    settings = {"base_channels": 32, "channel_multiplier": [1, 2], "codebook_size": 16}
+    tokenizer.from_settings(settings).save_pretrained(tmp_path)
+    whole = (weights := tmp_path / "model.safetensors").read_bytes()
+    for damage in (b"", whole[: len(whole) // 2], b"PK\x03\x04" + whole[4:]):
+        weights.write_bytes(damage)
+        with pytest.raises(ValueError, match=r"model\.safetensors does not hold the weights") as caught:
+            load_image_tokenizer(tmp_path)
+        assert "\n" not in str(caught.value)
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"model\.safetensors is missing"):
+        load_image_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match=r"nowhere holds no image tokenizer: config\.json is missing"):
+        load_image_tokenizer(tmp_path / "nowhere")
 
 
 def test_damaged_files_are_named_in_one_line(tmp_path: Path):
