@@ -71,7 +71,7 @@ def test_pixels_are_those_of_transformers(mode: str, size: tuple[int, int]):
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("size", [(70, 90), (33, 500), (1, 3), (64, 64)])
+@pytest.mark.parametrize("size", [(70, 90), (33, 500), (1, 3), (64, 64), (900, 9)])
 def test_pixels_are_those_of_transformers_with_other_options(size: tuple[int, int]):
     picture = noise("RGBA", *size)
     for processor in (
@@ -145,6 +145,12 @@ def test_emu3_5_is_as_baai_has_it(size: tuple[int, int], expected: tuple[int, in
     pixels = EMU3_5(picture)
     assert EMU3_5.output_size(*reversed(size)) == tuple(reversed(expected)) == tuple(pixels.shape[1:])
     assert np.array_equal(pixels.permute(1, 2, 0).numpy(), (resized / 127.5 - 1.0).astype(np.float32))
+
+
+def test_emu3_5_rounds_halves_up():
+    assert replace(EMU3_5, max_pixels=24 * 24).output_size(10, 10) == (32, 32)
+    assert replace(EMU3_5, max_pixels=23 * 23).output_size(10, 10) == (16, 16)
+    assert replace(EMU3_5, max_pixels=4 * 4).output_size(10, 10) == (16, 16)
 
 
 sides = st.integers(1, 4_000)
