@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py"))
+# those that take turns with a peer; the others are run by the tests of what they measure
+SCRIPTS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py") if "in_turns(" in path.read_text())
 SMALLEST = {"train_step.py": ["--model", "nano"], "sampling.py": ["--model", "nano", "--pictures", "3"]}
 
 

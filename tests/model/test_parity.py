@@ -1,23 +1,17 @@
-"""The decoder computes what Llama, Chameleon and Emu3 of transformers compute, from the same weights."""
+"""The decoder computes what Llama and Qwen3 of transformers compute, from the same weights.
+
+Chameleon and Emu3 are in test_parity_table, Mixtral in test_experts.
+"""
 
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from transformers import (
-    ChameleonConfig,
-    ChameleonModel,
-    ChameleonVQVAEConfig,
-    Emu3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedConfig,
-)
-from transformers.models.emu3.modeling_emu3 import Emu3TextModel
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from omnigram.model.configuration import OmnigramConfig
-from omnigram.model.decoder import OmnigramForCausalLM, OmnigramModel
+from omnigram.model.decoder import OmnigramForCausalLM
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 67,
@@ -38,11 +32,10 @@ def randomise(model: nn.Module) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
 
 
-def assert_same(ours: OmnigramModel | OmnigramForCausalLM, theirs: nn.Module, ignored: str = "vqmodel.") -> None:
+def assert_same(ours: OmnigramForCausalLM, theirs: nn.Module) -> None:
     """Loads their weights under their names, strictly, and compares outputs and the gradient of the embeddings."""
     randomise(theirs)
-    state = {name: value for name, value in theirs.state_dict().items() if not name.startswith(ignored)}
-    ours.load_state_dict(state, strict=True)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
     ids = torch.randint(67, (2, 17), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     mask[0, :5] = 0  # left padding
@@ -79,35 +72,10 @@ def test_llama(rope: str) -> None:
     assert_same(OmnigramForCausalLM(OmnigramConfig(**options, **biases)), theirs)
 
 
-def chameleon(**options: Any) -> ChameleonModel:
-    """A Chameleon with the smallest image tokenizer that transformers builds."""
-    vq = ChameleonVQVAEConfig(
-        embed_dim=4, num_embeddings=8, latent_channels=4, base_channels=32, channel_multiplier=[1], num_res_blocks=1
-    )
-    return ChameleonModel(ChameleonConfig(**SHAPE, **options, vq_config=vq, vocabulary_map={"<image>": 4}))
-
-
-@pytest.mark.parametrize("heads", [4, 2])
-@pytest.mark.parametrize("order", ["pre", "swin"])
-def test_chameleon(order: str, heads: int) -> None:
-    theirs = chameleon(num_key_value_heads=heads, swin_norm=order == "swin")
-    config = OmnigramConfig(
-        **SHAPE, num_key_value_heads=heads, norm_order=order, qk_norm="layer", qk_norm_per_head=True
-    )
-    assert_same(OmnigramModel(config), theirs)
-
-
-def test_emu3() -> None:
-    options = {**SHAPE, "num_key_value_heads": 2}
+def test_qwen3() -> None:
+    """RMS norms of queries and keys, one weight for all heads, whose width is not hidden_size / heads."""
+    options = {**SHAPE, "num_key_value_heads": 2, "head_dim": 10, "tie_word_embeddings": True}
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e6}
-    theirs = Emu3TextModel(Emu3TextConfig(**options, rope_parameters=dict(rope), pad_token_id=0))
-    assert_same(OmnigramModel(OmnigramConfig(**options, rope_parameters=rope)), theirs)
-
-
-def test_their_configurations_have_the_shapes_of_ours() -> None:
-    """The defaults of transformers are the published 7B and 8B: our YAMLs are compared with them in test_model_conf."""
-    configs: list[PreTrainedConfig] = [ChameleonConfig(), Emu3TextConfig()]
-    assert [(c.hidden_size, c.num_hidden_layers, c.vocab_size) for c in configs] == [  # pyright: ignore
-        (4096, 32, 65536),
-        (4096, 32, 184622),
-    ]
+    theirs = Qwen3ForCausalLM(Qwen3Config(**options, rope_parameters=dict(rope)))
+    ours = OmnigramConfig(**options, rope_parameters=rope, qk_norm="rms")
+    assert_same(OmnigramForCausalLM(ours), theirs)
