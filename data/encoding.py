@@ -11,9 +11,12 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from ..tokenizers.image import to_pixels
+from ..tokenizers.preprocessing import Preprocessing
+from ..tokenizers.published_text import PublishedText
 from ..tokenizers.text import TextTokenizer
 from ..tokenizers.vocabulary import TEXT
 from .document import Document, Segment, TokenDocument, TokenSegment
@@ -23,7 +26,7 @@ IMAGE = "image"
 
 
 class PictureTokenizer(Protocol):
-    """What is asked of an image tokenizer; `ImageTokenizer` is one."""
+    """What is asked of an image tokenizer; every `PixelTokenizer` is one."""
 
     @property
     def codebook_size(self) -> int: ...
@@ -48,23 +51,26 @@ class DocumentEncoder:
         max_ratio: of the longer to the shorter side of a picture; 1 crops all to squares.
         batch_size: B of the image tokenizer.
         workers: threads that decode and fit pictures.
+        preprocessing: how a picture becomes pixels, in place of resolution and max_ratio.
     """
 
     def __init__(
         self,
-        text: TextTokenizer,
+        text: TextTokenizer | PublishedText,
         image: PictureTokenizer,
         resolution: int,
         max_ratio: float = 1.0,
         batch_size: int = 64,
         workers: int = 2,
         device: torch.device | str = "cpu",
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         if batch_size < 1 or workers < 1:
             raise ValueError(f"batch_size={batch_size} and workers={workers} must be at least 1")
         self.text, self.image, self.device = text, image, device
         self.batch_size, self.workers = batch_size, workers
-        self.buckets = buckets_of(resolution, image.patch, max_ratio)
+        self.preprocessing = preprocessing
+        self.buckets = [] if preprocessing else buckets_of(resolution, image.patch, max_ratio)
 
     def encode(
         self, documents: Iterable[Document], advance: Callable[[int], object] = lambda _: None
@@ -94,24 +100,30 @@ class DocumentEncoder:
         return [draft.finish() for draft in drafts]
 
     def _pictures(self, document: Document) -> list[tuple[int, np.ndarray]]:
-        """(segment, uint8 [H, W, 3]) of the pictures of a document."""
+        """(segment, uint8 [H, W, 3] or preprocessed float [3, H, W]) of the pictures of a document."""
         fitted: list[tuple[int, np.ndarray]] = []
         for number, segment in enumerate(document.segments):
             if segment.modality == IMAGE:
                 try:
-                    fitted.append((number, fit(decode(segment.data, min_side=1), self.buckets)))
+                    fitted.append((number, self._ready(decode(segment.data, min_side=1))))
                 except ValueError as error:
                     raise ValueError(f"sample {document.key!r}: segment {number}: {error}") from None
             elif segment.modality != TEXT:
                 raise ValueError(f"sample {document.key!r}: there is no tokenizer for {segment.modality}")
         return fitted
 
+    def _ready(self, picture: Image) -> np.ndarray:
+        if self.preprocessing is not None:
+            return self.preprocessing(picture).numpy()
+        return fit(picture, self.buckets)
+
     @torch.inference_mode()
     def _fill(self, equal: Sequence["_Fitted"]) -> None:
         """Encode pictures of one size and put their codes in their places."""
         pictures = torch.from_numpy(np.stack([fitted.pixels for fitted in equal])).to(self.device)
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-            codes = self.image.encode(to_pixels(pictures)).cpu().numpy()
+            pixels = pictures if self.preprocessing else to_pixels(pictures)
+            codes = self.image.encode(pixels).cpu().numpy()
         for fitted, grid in zip(equal, codes, strict=True):
             fitted.draft.segments[fitted.segment] = TokenSegment(IMAGE, grid)
 
@@ -137,7 +149,7 @@ class _Draft:
 
 
 class _Fitted(NamedTuple):
-    """A picture on its way to the tokenizer, uint8 [H, W, 3], and its place."""
+    """A picture on its way to the tokenizer, as `_ready` made it, and its place."""
 
     draft: _Draft
     segment: int

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -82,8 +82,9 @@ class TokenDataset:
             raise ValueError(f"{path} is not the vocabulary of {self.folder / DATASET}: {again}")
         return vocabulary
 
-    def grammar(self, grammars: Mapping[str, BlockGrammar] | None = None) -> DocumentGrammar:
-        """How these documents are written; `grammars` replaces the registered block grammar of a modality."""
+    def grammar(self) -> DocumentGrammar:
+        """How these documents are written."""
+        grammars = {name: BlockGrammar(**fields) for name, fields in self.record.get("grammars", {}).items()}
         return document_grammar(self.vocabulary, self.record["digit_ids"], grammars)
 
     def __len__(self) -> int:

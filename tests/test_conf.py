@@ -12,6 +12,7 @@ from omnigram.train.limits import LIMITS
 CONF = Path(__file__).resolve().parents[1] / "conf"
 NEEDED = {
     "data=folder": ["data.name=mine", "data.source.path=/pictures"],
+    "model=export": ["model.path=/export"],
     "data=webdataset": ["data.name=mine", "data.source.urls='/shards/{0..3}.tar'"],
 }
 OPTIONS = [f"{group}={option}" for group, options in groups().items() for option in options]
@@ -68,6 +69,7 @@ FAULTS = [
     (["logger=csv"], "logger takes a list, as in logger=[csv,tensorboard]"),
     (["tokenizer.network=3"], "tokenizer.network has parts"),
     (["seed=[1]"], "seed is a whole number|seed takes a single value"),
+    (["model=export"], "model=export needs model.path=…: add what it should be"),
     (["data=folder"], "data=folder needs data.name=… and data.source.path=…"),
     (["seed=${foo}"], "seed: Interpolation key 'foo' not found"),
     (["~model"], "model cannot be left out"),

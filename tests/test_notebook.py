@@ -10,6 +10,7 @@ from nbclient import NotebookClient
 
 from omnigram.model.bundle import Omnigram
 from omnigram.model.card import Card
+from omnigram.model.codec import Codec
 from omnigram.model.configuration import OmnigramConfig
 from omnigram.model.decoder import OmnigramForCausalLM
 from omnigram.tokenizers.convolutional import NetworkConfig
@@ -40,7 +41,7 @@ def export(tmp_path: Path) -> Path:
     heads: dict[str, Any] = {"num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512}
     model = OmnigramForCausalLM(OmnigramConfig(vocab_size=vocabulary.size, **shape, **heads)).eval()
     card = Card(prompt_template="{caption}, {style}", styles=("openmoji", "twemoji"), sizes=((4, 4),))
-    Omnigram(model, vocabulary, text, image.eval(), card).save_pretrained(tmp_path / "export")
+    Omnigram(model, Codec(vocabulary, text, image.eval(), card)).save_pretrained(tmp_path / "export")
     return tmp_path / "export"
 
 

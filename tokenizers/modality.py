@@ -38,18 +38,32 @@ register(Modality(TEXT, None))
 register(Modality("image", BlockGrammar()))
 
 
+def block_grammars(
+    vocabulary: Vocabulary, grammars: Mapping[str, BlockGrammar] | None = None
+) -> dict[str, BlockGrammar]:
+    """The block grammar of each modality of a vocabulary; `grammars`, by name, go before registered ones."""
+    found = {}
+    for name in vocabulary.modalities[1:]:
+        if name not in (grammars or {}) and name not in MODALITIES:
+            raise ValueError(f"modality {name!r} is not registered; known: {', '.join(MODALITIES)}")
+        grammar = (grammars or {}).get(name) or MODALITIES[name].grammar
+        if grammar is not None:
+            found[name] = grammar
+    return found
+
+
 def document_grammar(
     vocabulary: Vocabulary,
     digit_ids: Mapping[str, int],
     grammars: Mapping[str, BlockGrammar] | None = None,
     max_side: int = 256,
 ) -> DocumentGrammar:
-    """The grammar of documents of all modalities of a vocabulary; `grammars`, by name, go before registered ones."""
-    blocks = {}
-    for name in vocabulary.modalities[1:]:
-        if name not in (grammars or {}) and name not in MODALITIES:
-            raise ValueError(f"modality {name!r} is not registered; known: {', '.join(MODALITIES)}")
-        grammar = (grammars or {}).get(name) or MODALITIES[name].grammar
-        if grammar is not None:
-            blocks[name] = grammar.bind(vocabulary, name, digit_ids, max_side)
+    """The grammar of documents of all modalities of a vocabulary, with `block_grammars`.
+
+    digit_ids: ids of the digits and the star, where a grammar writes sizes with them.
+    """
+    blocks = {
+        name: grammar.bind(vocabulary, name, digit_ids, max_side)
+        for name, grammar in block_grammars(vocabulary, grammars).items()
+    }
     return DocumentGrammar(vocabulary, blocks)

@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
-from .text import REQUIRED, TextTokenizer, _check_characters
+from .text import REQUIRED, TextTokenizer, check_characters
 
 TEXT_MODEL, TOKENIZER_JSON = "text.model", "tokenizer.json"  # what they are called in the folder of a model
 _NO_BYTES = "ÀÁõö÷øùúûüýþÿ"  # how byte-level tokenizers write the bytes that UTF-8 never has
@@ -106,7 +106,7 @@ class PublishedText:
             raise ValueError(f"{path}: {fault}") from None
 
     def _encoding(self, text: str) -> Encoding:
-        _check_characters(text)
+        check_characters(text)
         encoding = self._writer.encode(text, add_special_tokens=False)
         if self._unknown_id in encoding.ids:
             start, end = encoding.offsets[encoding.ids.index(self._unknown_id)]

@@ -103,7 +103,7 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Text -> ids. ValueError for a lone surrogate, which is no character."""
-        _check_characters(text)
+        check_characters(text)
         first, *others = [self._processor.encode(part) for part in text.split(_SPACE)]
         ids = list(first)
         for part in others:
@@ -141,7 +141,7 @@ class TextTokenizer:
         return TextTokenizer, (self.model,)
 
 
-def _check_characters(text: str) -> None:
+def check_characters(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as fault:
@@ -150,6 +150,6 @@ def _check_characters(text: str) -> None:
 
 def _training_lines(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
-        _check_characters(text)
+        check_characters(text)
         for line in _BREAKS.split(text):
             yield from (line[start : start + _MAX_CHARACTERS] for start in range(0, len(line), _MAX_CHARACTERS))

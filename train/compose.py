@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from .limits import check_limits, shown
 
 CONF, ROOT = "omnigram.conf", "config"
-FILLED_IN_LATER = "model."  # by a step, from what the step before it made
+FILLED_IN_LATER = "model.vocab_size"  # by a step, from what the step before it made
 OPEN = ("model.", "data.source.")  # a constructor knows what these hold: keys may be added and left out
 NULLABLE = ("tokenizer.discriminator", "tokenizer.optimizer.muon_learning_rate", "optimizer.muon_learning_rate")
 OPTIONAL = ("loader.kinds.", "loss.weights.")  # may be left out
@@ -205,7 +205,7 @@ def _misfit(old: Any, new: Any) -> str | None:
 def _check_whole(config: DictConfig, choices: dict[str, Any]) -> None:
     """ValueError for a value that the user must give, and for a reference to nothing."""
     missing = [key for key, _ in _paths(config) if OmegaConf.is_missing(*_place(config, key))]
-    missing = [key for key in missing if not key.startswith(FILLED_IN_LATER)]
+    missing = [key for key in missing if key != FILLED_IN_LATER]
     if missing:
         group = missing[0].partition(".")[0]
         chosen = f"{group}={choices[group]}" if group in choices else "the configuration"

@@ -17,18 +17,18 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from torch.utils.data import DataLoader, IterableDataset
 
-from ..data.artefact import publish_folder
+from ..data.artefact import file_sha256, publish_folder
 from ..data.loader import Loader, LoaderConfig, Seen
 from ..data.packing import PackedBatch
 from ..data.tokens import TokenDataset
-from ..model.bundle import Omnigram
+from ..model.bundle import Omnigram, read_decoder
 from ..model.card import Card
+from ..model.codec import Codec, read_card
 from ..model.configuration import OmnigramConfig
 from ..model.decoder import OmnigramForCausalLM
 from ..model.generation.choice import Sampling
 from ..model.size import flops_per_token
-from ..tokenizers.image import ImageTokenizer
-from ..tokenizers.text import TextTokenizer
+from ..tokenizers.pixel_tokenizer import PixelTokenizer
 from .checkpointing import Checkpoints, Steps, load_step
 from .compose import build
 from .heldout import HeldOut
@@ -37,8 +37,9 @@ from .pretrain_metrics import EvaluationSettings, evaluate_pretraining
 from .pretraining import Pretraining
 from .progress import TrainingProgress
 from .runs import Run, open_run, write_config
-from .tokenizer import IMAGE_MODEL, TEXT_MODEL, tokenizer_run
+from .tokenizer import tokenizer_run
 from .tokens import make_tokens
+from .trained_tokenizers import TrainedTokenizers, read_tokenizers
 
 EXPORT = "export"
 # settings of the trainer that change how a run is watched, not what it makes
@@ -54,7 +55,7 @@ WATCHING = (
 def pretrain(config: DictConfig) -> Path:
     """Pre-train the decoder that `config.model` describes on `config.data`, unless that is done; the run folder."""
     device = prepare(config)
-    _decoder_config(config, vocab_size=1)  # what cannot work is said before tokens are made
+    _decoder_config(config, **_filled_in(config, 2, [[1, 1]]))  # what cannot work is said before tokens are made
     EvaluationSettings(**config.evaluation)
     _sampling(config)
     if config.trainer.compile:
@@ -68,10 +69,11 @@ def pretrain(config: DictConfig) -> Path:
         if run.finished:
             return run.folder
         write_config(run, OmegaConf.to_yaml(config, resolve=True))
-        module = _train(run, config, decoder, tokens, tokenizer_run(config))
+        tokenizers = read_tokenizers(tokenizer_run(config), device)
+        module = _train(run, config, decoder, tokens, tokenizers)
         if not (run.folder / EXPORT).exists():
             with publish_folder(run.folder / EXPORT) as partial:
-                bundle(module.model, tokens, tokenizer_run(config), config).save_pretrained(partial)
+                bundle(module.model, tokens, tokenizers, config).save_pretrained(partial)
         measured = measure(run.folder, folder, config)
         run.finish({**measured, **_training_numbers(module), "model": model_name, "seed": config.seed})
         console = Console(stderr=True)
@@ -102,6 +104,11 @@ def measure(run: Path, tokens: Path, config: DictConfig) -> dict[str, Any]:
     return evaluate_pretraining(model, tokens, EvaluationSettings(**config.evaluation), out=run)
 
 
+def start_of(config: DictConfig) -> Path | None:
+    """The export whose weights training begins with (model=export); None for a decoder from scratch."""
+    return Path(config.model.path) if "path" in config.model else None
+
+
 def _chosen_model(config: DictConfig) -> str:
     """The name that `model=` was given; a model without one is named after its width and depth."""
     return str(config.get("model_name") or f"d{config.model.hidden_size}x{config.model.num_hidden_layers}")
@@ -111,6 +118,9 @@ def _made_from(config: DictConfig, tokens: TokenDataset) -> dict[str, Any]:
     parts = {
         name: OmegaConf.to_container(config[name], resolve=True) for name in ("model", "loader", "loss", "optimizer")
     }
+    if start := start_of(config):
+        weights = sorted(start.glob("*.safetensors"))
+        parts["model"] = {"start": [(path.name, file_sha256(path)) for path in weights]}
     trainer = OmegaConf.to_container(config.trainer, resolve=True)
     assert isinstance(trainer, dict)
     kept = {name: value for name, value in trainer.items() if name not in WATCHING}
@@ -124,13 +134,20 @@ def model_config(config: DictConfig, tokens: TokenDataset) -> OmnigramConfig:
     ValueError if a published model fixes another vocabulary, or a picture or a document does not fit.
     """
     vocabulary = tokens.vocabulary
-    if not OmegaConf.is_missing(config.model, "vocab_size") and config.model.vocab_size != vocabulary.size:
+    start = start_of(config)
+    if start is not None and read_card(start)[1] != vocabulary:
+        raise ValueError(f"{start} has another vocabulary than the tokens: leave tokens.tokenizer out")
+    if (
+        start is None
+        and not OmegaConf.is_missing(config.model, "vocab_size")
+        and config.model.vocab_size != vocabulary.size
+    ):
         raise ValueError(
             f"this model has {config.model.vocab_size} ids, the tokens {vocabulary.size}: "
             f"set model.vocab_size={vocabulary.size}"
         )
-    settings = {"vocab_size": vocabulary.size}
-    for name in ("pad", "bos", "eos"):
+    settings = _filled_in(config, vocabulary.size, [[codes.start, codes.size] for codes in vocabulary.ranges[1:]])
+    for name in () if start else ("pad", "bos", "eos"):
         key, number = f"{name}_token_id", vocabulary.id(name)
         if config.model.get(key) not in (None, number):
             raise ValueError(f"model.{key}={config.model[key]}, in the tokens {name} is {number}: set null")
@@ -147,7 +164,16 @@ def model_config(config: DictConfig, tokens: TokenDataset) -> OmnigramConfig:
     return _decoder_config(config, **settings)
 
 
-def _decoder_config(config: DictConfig, **ids: int) -> OmnigramConfig:
+def _filled_in(config: DictConfig, vocab_size: int, modality_ranges: list[list[int]]) -> dict[str, Any]:
+    """What the vocabulary decides of a decoder from scratch."""
+    if start_of(config):
+        return {}
+    own_layers = config.model.get("modality_norms") or config.model.get("modality_key_value")
+    ranges = {"modality_ranges": modality_ranges} if own_layers and config.model.modality_ranges is None else {}
+    return {"vocab_size": vocab_size, **ranges}
+
+
+def _decoder_config(config: DictConfig, **ids: Any) -> OmnigramConfig:
     """The decoder's configuration with these ids. ValueError for options that do not go together."""
     made = build(config, "model", OmnigramConfig, **ids)
     if config.loader.length > made.max_position_embeddings:
@@ -158,9 +184,10 @@ def _decoder_config(config: DictConfig, **ids: int) -> OmnigramConfig:
     return made
 
 
-def bundle(model: OmnigramForCausalLM, tokens: TokenDataset, run: Path, config: DictConfig) -> Omnigram:
-    """The decoder with the tokenizers of a run: what is exported."""
-    image = ImageTokenizer.from_pretrained(run / IMAGE_MODEL).to(model.device)
+def bundle(
+    model: OmnigramForCausalLM, tokens: TokenDataset, tokenizers: TrainedTokenizers, config: DictConfig
+) -> Omnigram:
+    """The decoder with the tokenizers of its tokens: what is exported."""
     record = tokens.record
     sizes = record["splits"]["train"].get("grids") or {}
     shapes = tuple(tuple(int(side) for side in name.split("x")) for name in sorted(sizes, key=lambda n: -sizes[n]))
@@ -168,9 +195,12 @@ def bundle(model: OmnigramForCausalLM, tokens: TokenDataset, run: Path, config: 
         prompt_template=record["prompt_template"],
         styles=tuple(record["styles"]),
         sizes=shapes,  # pyright: ignore[reportArgumentType]
+        grammars=tokenizers.grammars,
+        preprocessing=tokenizers.preprocessing,
         sampling=_sampling(config),
     )
-    return Omnigram(model, tokens.vocabulary, TextTokenizer.load(run / TEXT_MODEL), image, card)
+    assert isinstance(tokenizers.image, PixelTokenizer)
+    return Omnigram(model, Codec(tokens.vocabulary, tokenizers.text, tokenizers.image.to(model.device), card))
 
 
 def _sampling(config: DictConfig) -> dict[str, Sampling]:
@@ -195,12 +225,16 @@ class _Batches(IterableDataset[PackedBatch]):
 
 
 def _train(
-    run: Run, config: DictConfig, decoder: OmnigramConfig, tokens: TokenDataset, tokenizers: Path
+    run: Run, config: DictConfig, decoder: OmnigramConfig, tokens: TokenDataset, tokenizers: TrainedTokenizers
 ) -> Pretraining:
     """Train to the last step, from the newest checkpoint on."""
     torch.manual_seed(config.seed)
+    start = start_of(config)
     try:
-        model = OmnigramForCausalLM(decoder)
+        if start is None:
+            model = OmnigramForCausalLM(decoder)
+        else:
+            model = read_decoder(start, tokens.vocabulary, {"config": decoder, "dtype": torch.float32})
     except ImportError:
         raise ValueError(
             f"model.attn_implementation={config.model.attn_implementation} needs a package that is not installed: "

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..model.generation import Prompt, Sample, Sampler, Sampling
-from ..tokenizers.image import ImageTokenizer, to_uint8
+from ..tokenizers.image import to_uint8
+from ..tokenizers.pixel_tokenizer import PixelTokenizer
 from .captioned_pictures import IMAGE, CaptionedPicture
 
 SIDE = 16  # of the area-averaged pixels that are compared
@@ -62,7 +63,7 @@ def pixels_16(pictures: UInt8[Tensor, "n height width 3"]) -> Float[Tensor, "n 7
 
 
 def decoded(
-    tokenizer: ImageTokenizer, codes: Sequence[Codes], batch_size: int = 64
+    tokenizer: PixelTokenizer, codes: Sequence[Codes], batch_size: int = 64
 ) -> Iterator[tuple[list[int], UInt8[Tensor, "n height width 3"]]]:
     """The pictures of grids of codes [H, W], in batches of one size: (numbers in `codes`, pictures)."""
     by_size: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -77,7 +78,7 @@ def decoded(
 
 
 def describe_codes(
-    tokenizer: ImageTokenizer, codes: Sequence[Codes], describe: Mapping[str, Describe], batch_size: int = 64
+    tokenizer: PixelTokenizer, codes: Sequence[Codes], describe: Mapping[str, Describe], batch_size: int = 64
 ) -> dict[str, Float[Tensor, "n f"]]:
     """Features of the reconstructions of codes, by each way to describe pictures; each is decoded once."""
     rows: dict[str, list[Tensor]] = {name: [torch.empty(0)] * len(codes) for name in describe}

@@ -23,6 +23,7 @@ from ..data.pictures import buckets_of
 from ..data.shards import read_shard
 from ..tokenizers.convolutional import NetworkConfig
 from ..tokenizers.image import ImageTokenizer, to_pixels, to_uint8
+from ..tokenizers.published_text import TEXT_MODEL
 from ..tokenizers.quantizer import QuantizerConfig
 from ..tokenizers.text import TextTokenizer
 from .checkpointing import Checkpoints, Steps, load_step
@@ -35,7 +36,7 @@ from .runs import Run, open_run, write_config
 from .shards import make_shards
 from .tokenizer_metrics import measure_codebook, measure_reconstruction
 
-TEXT_MODEL, IMAGE_MODEL = "text.model", "image"  # in the folder of a run
+IMAGE_MODEL = "image"  # in the folder of a run, beside the TEXT_MODEL
 GRID = "reconstructions.png"
 GRID_PICTURES = 32
 # settings of the trainer that change how a run is watched, not what it makes
@@ -79,8 +80,12 @@ def make_tokenizer(config: DictConfig) -> Path:
 
 
 def tokenizer_run(config: DictConfig) -> Path:
-    """The run whose tokenizers make the tokens: what `tokens.tokenizer` names, or the one of `config.tokenizer`."""
-    return Path(config.tokens.tokenizer) if config.tokens.tokenizer else make_tokenizer(config)
+    """The folder whose tokenizers make the tokens.
+
+    What `tokens.tokenizer` names, else the export that is trained on (model=export), else that of `config.tokenizer`.
+    """
+    named = config.tokens.tokenizer or config.model.get("path")
+    return Path(named) if named else make_tokenizer(config)
 
 
 def _made_from(config: DictConfig, pictures: Pictures) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,14 @@ from ..data.artefact import (
     remove_partials,
 )
 from ..data.document import Document, TokenDocument
-from ..data.encoding import DocumentEncoder, PictureTokenizer
+from ..data.encoding import DocumentEncoder
 from ..data.record import DATASET, DOCUMENTS, FORMAT_VERSION, TOKENS, VOCABULARY, read_record
 from ..data.shards import RECORDS, ShardError, parse_sample, read_samples, write_shard
-from ..tokenizers.image import ImageTokenizer
-from ..tokenizers.text import TextTokenizer
-from ..tokenizers.vocabulary import TEXT, Vocabulary
+from ..tokenizers.vocabulary import TEXT
 from .machine import choose_device
 from .shards import make_shards
-from .tokenizer import IMAGE_MODEL, TEXT_MODEL, tokenizer_run
+from .tokenizer import tokenizer_run
+from .trained_tokenizers import TrainedTokenizers, read_tokenizers
 
 
 def make_tokens(config: DictConfig) -> Path:
@@ -48,15 +47,12 @@ def make_tokens(config: DictConfig) -> Path:
         OSError: another run works in the folder, the disk is full or not writable.
     """
     options = config.tokens
-    run = tokenizer_run(config)
-    for part in (TEXT_MODEL, IMAGE_MODEL):
-        if not (run / part).exists():
-            raise FileNotFoundError(f"{run / part} is missing: train the tokenizers first, or set tokens.tokenizer=")
+    folder = tokenizer_run(config)
     device = choose_device(options.device, "tokens.device")
+    tokenizers = read_tokenizers(folder, device)
     return write_tokens(
         make_shards(config),
-        TextTokenizer.load(run / TEXT_MODEL),
-        ImageTokenizer.from_pretrained(run / IMAGE_MODEL).to(device),
+        tokenizers,
         Fitting(int(options.resolution), float(options.max_ratio)),
         batch_size=int(options.batch_size),
         workers=int(options.workers),
@@ -66,7 +62,7 @@ def make_tokens(config: DictConfig) -> Path:
 
 @dataclass(frozen=True)
 class Fitting:
-    """How pictures become inputs of the image tokenizer; part of what the tokens are."""
+    """How pictures become inputs of an image tokenizer trained here; part of what the tokens are."""
 
     resolution: int  # pixels: side of the square whose area pictures get
     max_ratio: float = 1.0  # of the longer to the shorter side; 1 crops all to squares
@@ -74,8 +70,7 @@ class Fitting:
 
 def write_tokens(
     source: Path,
-    text: TextTokenizer,
-    image: PictureTokenizer,
+    tokenizers: TrainedTokenizers,
     fitting: Fitting,
     *,
     batch_size: int = 64,
@@ -85,20 +80,24 @@ def write_tokens(
 ) -> Path:
     """`make_tokens` with the tokenizers at hand. The folder of tokens stands beside `source`."""
     documents = read_record(source, DOCUMENTS)
-    tokenizer = identity(text.identity, image.identity, fitting.resolution, fitting.max_ratio)
+    text, image, published = tokenizers.text, tokenizers.image, tokenizers.published
+    fitted = {} if tokenizers.preprocessing else asdict(fitting)
+    tokenizer = identity(text.identity, image.identity, *fitted.values(), *([published] if published else []))
     folder = source.with_name(f"{source.name}-{tokenizer[:12]}")
     made_from = {
         "format_version": FORMAT_VERSION,
         "dataset": {"name": documents["name"], "identity": documents["identity"]},
         "text_tokenizer": text.identity,
         "image_tokenizer": image.identity,
-        "resolution": fitting.resolution,
-        "max_ratio": fitting.max_ratio,
+        **fitted,
+        **published,
     }
     if _finished(folder, made_from):
         return folder
-    vocabulary = Vocabulary.appended(text.size, codebooks={"image": image.codebook_size})
-    encoder = DocumentEncoder(text, image, fitting.resolution, fitting.max_ratio, batch_size, workers, device)
+    vocabulary, digit_ids = tokenizers.vocabulary, tokenizers.digit_ids
+    encoder = DocumentEncoder(
+        text, image, fitting.resolution, fitting.max_ratio, batch_size, workers, device, tokenizers.preprocessing
+    )
     console = console or Console(stderr=True)
     with FolderLock(folder):
         if _finished(folder, made_from):  # by the run that held the lock
@@ -110,10 +109,11 @@ def write_tokens(
             "format": TOKENS,
             "format_version": FORMAT_VERSION,
             "name": folder.name,
-            "identity": identity(TOKENS, FORMAT_VERSION, vocabulary.identity, text.digit_ids, contents),
+            "identity": identity(TOKENS, FORMAT_VERSION, vocabulary.identity, digit_ids, contents),
             "tokenizer": tokenizer,
             "vocabulary": vocabulary.identity,
-            "digit_ids": text.digit_ids,
+            "digit_ids": digit_ids,
+            "grammars": published.get("grammars", {}),
             "patch": image.patch,
             **{name: documents[name] for name in ("license", "attribution", "prompt_template", "styles")},
             "splits": splits,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...tokenizers.document_grammar import DocumentGrammar
+from ...tokenizers.published_text import PublishedText
 from ...tokenizers.text import TextTokenizer
 from ...tokenizers.vocabulary import TEXT
 
@@ -63,7 +64,7 @@ class Sample:
 class Writer:
     """Turns segments into ids and back."""
 
-    def __init__(self, grammar: DocumentGrammar, text_tokenizer: TextTokenizer):
+    def __init__(self, grammar: DocumentGrammar, text_tokenizer: TextTokenizer | PublishedText):
         self.grammar, self.text_tokenizer = grammar, text_tokenizer
 
     def write(self, segments: Iterable[Piece], close: bool = False) -> NDArray[np.int64]:

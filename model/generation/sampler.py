@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from ...tokenizers.automaton import Allowed
 from ...tokenizers.document_grammar import DocumentAutomaton, DocumentGrammar, DocumentState
+from ...tokenizers.published_text import PublishedText
 from ...tokenizers.text import TextTokenizer
 from ...tokenizers.vocabulary import TEXT
 from .choice import Sampling, choose, gumbel
@@ -32,7 +33,7 @@ class Sampler:
         self,
         model: PreTrainedModel,
         grammar: DocumentGrammar,
-        text_tokenizer: TextTokenizer,
+        text_tokenizer: TextTokenizer | PublishedText,
         sampling: Mapping[str, Sampling] | None = None,
     ):
         if model.config.vocab_size != grammar.vocabulary.size:

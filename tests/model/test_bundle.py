@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from omnigram.model.bundle import Omnigram
 from omnigram.model.card import Card
+from omnigram.model.codec import Codec
 from omnigram.model.generation import Sampling
 from omnigram.model.register import register
 from omnigram.tokenizers.convolutional import NetworkConfig
@@ -42,7 +43,7 @@ def image_tokenizer(seed: int = 0) -> ImageTokenizer:
 def bundle(seed: int = 0) -> Omnigram:
     vocabulary = Vocabulary.appended(words().size, codebooks={"image": 16})
     model = tiny_model(vocabulary.size, seed).float()
-    return Omnigram(model, vocabulary, words(), image_tokenizer(), CARD)
+    return Omnigram(model, Codec(vocabulary, words(), image_tokenizer(), CARD))
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +158,6 @@ def test_parts_that_do_not_belong_together_are_refused(copy: Path) -> None:
     other["specials"]["bos"], other["specials"]["eos"] = other["specials"]["eos"], other["specials"]["bos"]
     (copy / "vocabulary.json").write_text(json.dumps(other))
     refused("trained with vocabulary [0-9a-f]{12}, but here is")
-    (copy / "vocabulary.json").write_text(Vocabulary.appended(words().size, codebooks={"image": 17}).to_json())
-    refused("do not belong together")
     (copy / "vocabulary.json").write_text("{}")
     refused("not the JSON of a vocabulary")
     (copy / "vocabulary.json").write_text(kept)
@@ -168,6 +167,15 @@ def test_parts_that_do_not_belong_together_are_refused(copy: Path) -> None:
     refused("not a SentencePiece model")
     (copy / "vocabulary.json").unlink()
     refused("vocabulary.json is missing")
+
+
+def test_a_decoder_of_another_vocabulary_is_refused(copy: Path) -> None:
+    for path in copy.glob("*.*"):
+        if path.name in ("config.json", "model.safetensors"):
+            path.unlink()
+    tiny_model(7, 0).save_pretrained(copy)
+    with pytest.raises(ValueError, match=r"the model has 7 ids, vocabulary.json \d+: they do not belong together"):
+        Omnigram.from_pretrained(copy)
 
 
 def test_damaged_weights_are_refused(copy: Path) -> None:

@@ -17,11 +17,12 @@ from omnigram.model.decoder import OmnigramForCausalLM
 from omnigram.model.size import build_on_meta, flops_per_token, parameters_by_group
 
 FOLDER = Path(__file__).parents[2] / "conf" / "model"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "export")  # whose shape is the export's
 VOCABULARY = {"base": 16384, "large": 16384, "1b": 16384, "3b": 16384, "7b": 32000}  # 3,072 for the smaller ones
 
 # embedding, attention, feed_forward, norms, head (0: tied)
 COUNTS = {
+    "tiny": (3072 * 32, 2 * 4 * 32**2, 2 * 3 * 32 * 64, 2 * (2 * 32 + 2 * 16) + 32, 0),
     "nano": (3072 * 128, 6 * 4 * 128**2, 6 * 3 * 128 * 352, 6 * (2 * 128 + 2 * 32) + 128, 0),
     "mini": (491_520, 6 * 4 * 160**2, 6 * 3 * 160 * 448, 6 * (2 * 160 + 2 * 32) + 160, 0),
     "micro": (786_432, 1_572_864, 3_244_032, 4_096, 0),

@@ -18,6 +18,7 @@ from omnigram.data.record import DOCUMENTS
 from omnigram.data.shards import shard_name, write_shard
 from omnigram.model.bundle import Omnigram
 from omnigram.model.card import Card
+from omnigram.model.codec import Codec
 from omnigram.model.configuration import OmnigramConfig
 from omnigram.model.decoder import OmnigramForCausalLM
 from omnigram.model.generation import Block, Prompt, Sample, Sampler, Sampling
@@ -26,6 +27,7 @@ from omnigram.tokenizers.text import TextTokenizer
 from omnigram.tokenizers.vocabulary import Vocabulary
 from omnigram.train.captioned_pictures import CaptionedPicture
 from omnigram.train.tokens import Fitting, write_tokens
+from omnigram.train.trained_tokenizers import TrainedTokenizers
 
 STYLES, CODES, PATCH = ("flat", "round"), 16, 8
 NAMES = ("red apple", "green pear", "blue plum", "yellow lemon", "red plum", "green apple", "blue pear", "big lemon")
@@ -100,7 +102,9 @@ def world(folder: Path) -> Path:
         record["splits"][split] = {"documents": len(pairs), "shards": [shard]}
     record["identity"] = identity(record["splits"])
     atomic_write_json(folder / "dataset.json", record)
-    return write_tokens(folder, words(), palette(), Fitting(2 * PATCH), batch_size=4, workers=1, console=QUIET)
+    return write_tokens(
+        folder, TrainedTokenizers(words(), palette()), Fitting(2 * PATCH), batch_size=4, workers=1, console=QUIET
+    )
 
 
 def tiny(seed: int = 0) -> Omnigram:
@@ -118,7 +122,7 @@ def tiny(seed: int = 0) -> Omnigram:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
-    return Omnigram(model.double().eval(), vocabulary, words(), palette(), CARD)
+    return Omnigram(model.double().eval(), Codec(vocabulary, words(), palette(), CARD))
 
 
 class Oracle(Sampler):

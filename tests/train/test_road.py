@@ -198,6 +198,35 @@ def test_what_cannot_end_well_is_said_before_a_run_is_made(
     assert not (folder / "runs/pretrain").exists()
 
 
+def test_an_export_is_trained_on(before_pretraining: tuple[Path, list[str]]):
+    _, asked = before_pretraining
+    first = pretrain(compose_config([*asked, "seed=3"]))
+    again = [*asked, "seed=3", "model=export", f"model.path={first}/export", "trainer.max_steps=4"]
+    second = pretrain(compose_config(again))
+    assert second.name.startswith("tiny-export-")
+    records = [json.loads((run / "run.json").read_text())["made_from"] for run in (first, second)]
+    assert records[0]["tokens"] == records[1]["tokens"]
+    assert [name for name, _ in records[1]["model"]["start"]] == ["model.safetensors"]
+    curves = [read_curves(run / "curves.csv") for run in (first, second)]
+    losses = [[value for _, name, value in rows if name == "train/loss"] for rows in curves]
+    assert losses[1][0] < losses[0][0]  # it begins where the first ended, not anew
+    before, after = (Omnigram.from_pretrained(run / "export") for run in (first, second))
+    assert before.vocabulary == after.vocabulary
+    changed = [not torch.equal(*pair) for pair in zip(before.model.parameters(), after.model.parameters(), strict=True)]
+    assert all(changed)
+    with pytest.raises(FileNotFoundError, match=r"nothing is not an export of Omnigram: omnigram\.json is missing"):
+        pretrain(compose_config([*asked, "model=export", "model.path=nothing"]))
+
+
+def test_modalities_get_layers_of_their_own_from_the_vocabulary(before_pretraining: tuple[Path, list[str]]):
+    _, asked = before_pretraining
+    run = pretrain(compose_config([*asked, "model.modality_norms=true", "model.num_experts=2", "seed=4"]))
+    decoder = Omnigram.from_pretrained(run / "export")
+    codes = decoder.vocabulary.range("image")
+    assert decoder.model.config.modality_ranges == [[codes.start, codes.size]]
+    assert decoder.model.config.num_experts == 2
+
+
 def test_bfloat16_trains_and_draws(before_pretraining: tuple[Path, list[str]]):
     _, asked = before_pretraining
     run = pretrain(compose_config([*asked, "precision=bf16-mixed", "seed=1", "tokens.tokenizer=runs/tokenizer/latest"]))

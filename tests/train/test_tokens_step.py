@@ -26,6 +26,7 @@ from omnigram.tokenizers.quantizer import QuantizerConfig
 from omnigram.tokenizers.text import TextTokenizer
 from omnigram.train import tokens
 from omnigram.train.tokens import Fitting, make_tokens, write_tokens
+from omnigram.train.trained_tokenizers import TrainedTokenizers
 
 QUIET = Console(file=io.StringIO())
 NETWORK = NetworkConfig(stem=8, channels=[8], encoder_blocks=[1], decoder_blocks=[1], spatial_norm=False)
@@ -98,7 +99,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 def write(
     folder: Path, text: TextTokenizer, image: MeanTokenizer | None = None, side: int = 16, ratio: float = 1
 ) -> Path:
-    return write_tokens(folder, text, image or MeanTokenizer(), Fitting(side, ratio), batch_size=4, console=QUIET)
+    return write_tokens(
+        folder, TrainedTokenizers(text, image or MeanTokenizer()), Fitting(side, ratio), batch_size=4, console=QUIET
+    )
 
 
 def test_every_document_has_the_codes_of_its_text_and_picture(folder: Path, text: TextTokenizer) -> None:
@@ -264,7 +267,7 @@ def test_the_step_reads_a_tokenizer_run(
         "workers": 1,
         "device": "cpu",
     }
-    config = OmegaConf.create({"data": {"folder": str(folder)}, "tokens": options})
+    config = OmegaConf.create({"data": {"folder": str(folder)}, "tokens": options, "model": {}})
     with pytest.raises(FileNotFoundError, match=r"text.model is missing: train the tokenizers first"):
         make_tokens(config)
     torch.manual_seed(0)

@@ -1,0 +1,174 @@
+"""An export without its decoder: words and pictures to the ids of documents and back.
+
+    vocabulary.json, image/          the vocabulary and the image tokenizer, if there is one
+    text.model, or tokenizer.json    the text tokenizer: ours, or that of an imported model
+    omnigram.json                    the card: wording, sizes, sampling, identities
+
+Dimensions: H rows and W columns of codes; pictures are PIL images of patch * H by patch * W pixels.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..tokenizers.image import to_pixels, to_uint8
+from ..tokenizers.modality import block_grammars, document_grammar
+from ..tokenizers.pixel_tokenizer import PixelTokenizer, load_image_tokenizer
+from ..tokenizers.published_text import TEXT_MODEL, TOKENIZER_JSON, PublishedText, load_text_tokenizer
+from ..tokenizers.text import TextTokenizer
+from ..tokenizers.vocabulary import TEXT, Vocabulary
+from .card import Card
+from .generation.prompts import Writer
+
+CARD, VOCABULARY, IMAGE_MODEL = "omnigram.json", "vocabulary.json", "image"
+
+
+class Codec:
+    """A vocabulary with its tokenizers and its card; `grammar` and `writer` come of them."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        text_tokenizer: TextTokenizer | PublishedText,
+        image_tokenizer: PixelTokenizer | None,
+        card: Card | None = None,
+    ):
+        """ValueError for parts that do not belong together, by their sizes or by the identities on the card."""
+        card = card or Card()
+        identities = {"vocabulary": vocabulary.identity, "text": text_tokenizer.identity}
+        if image_tokenizer is not None:
+            identities["image"] = image_tokenizer.identity
+        for name, recorded in card.identities.items():
+            if identities.get(name) != recorded:
+                there = identities.get(name, "none")
+                raise ValueError(f"the model was trained with {name} {recorded[:12]}, but here is {there[:12]}")
+        _check_sizes(vocabulary, text_tokenizer, image_tokenizer)
+        self.card = dataclasses.replace(card, identities=identities)
+        self.vocabulary, self.text_tokenizer, self._image_tokenizer = vocabulary, text_tokenizer, image_tokenizer
+        digit_ids = {}
+        if any(block.size == "digits" for block in block_grammars(vocabulary, card.grammars).values()):
+            digit_ids = {s: int(vocabulary.encode(TEXT, code)) for s, code in text_tokenizer.digit_ids.items()}
+        self.grammar = document_grammar(vocabulary, digit_ids, card.grammars, card.max_side)
+        if "image" in self.grammar.blocks:
+            for height, width in card.sizes:
+                self.grammar.blocks["image"].check_size(height, width)
+        self.writer = Writer(self.grammar, text_tokenizer)
+
+    @property
+    def image_tokenizer(self) -> PixelTokenizer:
+        """What turns pictures into codes and back. ValueError if the export has none."""
+        if self._image_tokenizer is None:
+            raise ValueError("this model has no image tokenizer, it only reads and writes words")
+        return self._image_tokenizer
+
+    @property
+    def patch(self) -> int:
+        """Pixels a side of one code."""
+        return self.image_tokenizer.patch
+
+    def grid(self, size: tuple[int, int] | None) -> tuple[int, int]:
+        """(height, width) in pixels -> (H, W); None is the first size trained on. ValueError for a part of a code."""
+        if size is None:
+            return self.card.sizes[0]
+        height, width = size
+        if height % self.patch or width % self.patch or min(size) < self.patch:
+            raise ValueError(f"a picture of {height} x {width} pixels: sides must be multiples of {self.patch}")
+        return height // self.patch, width // self.patch
+
+    def codes(self, picture: Image.Image) -> NDArray[np.int64]:
+        """Codes [H, W] of a picture, made ready as `card.preprocessing` says.
+
+        By default: over white, cropped and resized to the nearest size trained on.
+        """
+        weight = next(self.image_tokenizer.parameters())
+        return self.image_tokenizer.encode(self._pixels(picture)[None].to(weight))[0].cpu().numpy()
+
+    def picture(self, codes: ArrayLike) -> Image.Image:
+        """The picture of a grid of codes [H, W]."""
+        grid = torch.from_numpy(np.asarray(codes))[None].to(next(self.image_tokenizer.parameters()).device)
+        pixels = self.image_tokenizer.decode(grid).float()
+        if self.card.preprocessing is not None:
+            return self.card.preprocessing.invert(pixels[0])
+        return Image.fromarray(to_uint8(pixels)[0].cpu().numpy())
+
+    def save(self, folder: Path | str) -> None:
+        """Write the files named above, the card last, so that a folder without one is unfinished."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / VOCABULARY).write_text(self.vocabulary.to_json() + "\n")
+        ours = isinstance(self.text_tokenizer, TextTokenizer)
+        self.text_tokenizer.save(folder / (TEXT_MODEL if ours else TOKENIZER_JSON))
+        if self._image_tokenizer is not None:
+            self._image_tokenizer.save_pretrained(folder / IMAGE_MODEL)
+        (folder / CARD).write_text(self.card.to_json())
+
+    @classmethod
+    def load(cls, folder: Path | str, device: torch.device | str = "cpu") -> Self:
+        """Read what `save` wrote; `device` is the image tokenizer's.
+
+        FileNotFoundError or ValueError, in one line, for a folder that is no export, is damaged, or holds a vocabulary
+        and tokenizers that do not belong together.
+        """
+        folder = Path(folder)
+        card, vocabulary = read_card(folder)
+        text_tokenizer = load_text_tokenizer(folder, reserved_ids(vocabulary))
+        image_tokenizer = None
+        if "image" in card.identities or (folder / IMAGE_MODEL).is_dir():
+            image_tokenizer = load_image_tokenizer(folder / IMAGE_MODEL).to(device)
+        try:
+            return cls(vocabulary, text_tokenizer, image_tokenizer, card)
+        except ValueError as fault:
+            raise ValueError(f"{folder}: {fault}") from None
+
+    def _pixels(self, picture: Image.Image) -> Float[Tensor, "3 h w"]:
+        if self.card.preprocessing is not None:
+            return self.card.preprocessing(picture)
+        height, width = min(
+            self.card.sizes, key=lambda size: abs(np.log(size[0] / size[1] * picture.width / picture.height))
+        )
+        if picture.has_transparency_data:
+            layer = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        fitted = ImageOps.fit(
+            picture.convert("RGB"), (width * self.patch, height * self.patch), Image.Resampling.LANCZOS
+        )
+        return to_pixels(torch.from_numpy(np.array(fitted))[None])[0]
+
+
+def read_card(folder: Path | str) -> tuple[Card, Vocabulary]:
+    """What an export says of itself, and its vocabulary. FileNotFoundError or ValueError if it is no export."""
+    folder = Path(folder)
+    for name in (CARD, VOCABULARY):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} is not an export of Omnigram: {name} is missing")
+    try:
+        return Card.from_json((folder / CARD).read_text()), Vocabulary.from_json((folder / VOCABULARY).read_text())
+    except ValueError as fault:
+        raise ValueError(f"{folder}: {fault}") from None
+
+
+def reserved_ids(vocabulary: Vocabulary) -> list[int]:
+    """What a published text tokenizer must not write: ids of marks and codes, and those without a meaning."""
+    text = vocabulary.range(TEXT)
+    own = np.zeros(max(vocabulary.size, text.stop), dtype=bool)
+    own[vocabulary.ids(TEXT)] = True
+    return np.flatnonzero(~own).tolist()
+
+
+def _check_sizes(vocabulary: Vocabulary, text: TextTokenizer | PublishedText, image: PixelTokenizer | None) -> None:
+    """ValueError if tokenizers and vocabulary do not have the same number of codes."""
+    if isinstance(text, PublishedText):  # it names the marks and codes as well, and may leave ids unused
+        if text.size > vocabulary.size:
+            raise ValueError(f"the text tokenizer has {text.size} tokens, the vocabulary {vocabulary.size} ids")
+    elif text.size != vocabulary.range(TEXT).size:
+        raise ValueError(f"the text tokenizer has {text.size} codes, the vocabulary {vocabulary.range(TEXT).size}")
+    if image is not None and image.codebook_size != vocabulary.range("image").size:
+        codes = vocabulary.range("image").size
+        raise ValueError(f"the image tokenizer has {image.codebook_size} codes, the vocabulary {codes}")
