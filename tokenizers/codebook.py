@@ -35,7 +35,7 @@ class Codebook(nn.Module):
         if self.normalise:
             vectors = F.normalize(vectors, dim=1)
         ids = self.nearest(vectors.movedim(1, -1))
-        codes = self.lookup(ids).movedim(-1, 1)
+        codes = self.lookup(ids)
         loss = F.mse_loss(codes, vectors.detach()) + COMMITMENT * F.mse_loss(vectors, codes.detach())
         share = torch.bincount(ids.flatten(), minlength=len(self.embedding.weight)) / ids.numel()
         stats = {"perplexity": perplexity(share), "usage": (share > 0).float().mean()}
@@ -56,6 +56,6 @@ class Codebook(nn.Module):
         ]
         return torch.cat(ids).view(vectors.shape[:-1])
 
-    def lookup(self, ids: Int[Tensor, "*grid"]) -> Float[Tensor, "*grid d"]:
-        """The vectors of codes."""
-        return self.vectors[ids]
+    def lookup(self, ids: Int[Tensor, " b *grid"]) -> Float[Tensor, " b d *grid"]:
+        """The vectors of codes, contiguous: torch's group norm in channels_last drops digits on the CPU."""
+        return self.vectors[ids].movedim(-1, 1).contiguous()

@@ -214,8 +214,10 @@ class MoVQGAN(PixelTokenizer):
 
         Raises ValueError if a side is no multiple of `patch`.
         """
-        latents = repeat(self._latents(pixels), "b d h w -> b d t h w", t=self.config.temporal_downsample_factor)
-        return self.quantize(self.quant_conv(self.encoder.in_time(latents))[:, :, 0])
+        self.check_pixels(pixels)
+        # encoded frame by frame though all are equal: once would do, but round otherwise, and move a code now and then
+        clip = repeat(pixels, "b c h w -> b t c h w", t=self.config.temporal_downsample_factor)
+        return self.quantize(self._vectors(clip)[:, :, 0])
 
     def draw(self, codes: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 3 height width"]:
         """Vectors of codes -> pixels, not clamped; the way of gradients. Of the frames of a code the first is drawn."""
@@ -229,33 +231,33 @@ class MoVQGAN(PixelTokenizer):
 
         Raises ValueError if a side is no multiple of `patch`, or T none of the temporal factor.
         """
+        self.check_pixels(pixels, "b frames 3 height width")
         factor = self.config.temporal_downsample_factor
         if pixels.shape[1] % factor or not pixels.shape[1]:
             raise ValueError(f"a clip of {pixels.shape[1]} frames: their number must be a multiple of {factor}")
         with self._evaluating():
-            latents = self._latents(rearrange(pixels, "b t c h w -> (b t) c h w"))
-            clip = rearrange(latents, "(b t) d h w -> b d t h w", b=len(pixels))
-            vectors = self.quant_conv(self.encoder.in_time(clip))
-            return self.quantize.nearest(rearrange(vectors, "b d t h w -> b t h w d"))
+            return self.quantize.nearest(rearrange(self._vectors(pixels), "b d t h w -> b t h w d"))
 
     @torch.no_grad()
     def decode_clip(self, ids: Int[Tensor, "b t h w"]) -> Float[Tensor, "b frames 3 height width"]:
         """Ids of codes -> pixels, clamped to -1 .. 1. Raises ValueError for an id outside the codebook."""
         self.check_ids(ids, "b t h w")
         with self._evaluating():
-            codes = rearrange(self.quantize.lookup(ids), "b t h w d -> b d t h w").contiguous()
+            codes = self.quantize.lookup(ids)
             frames = (
                 rearrange(x, "b d t h w -> (b t) d h w")
                 for x in self.decoder.in_time(self.post_quant_conv(codes), codes)
             )
             return rearrange(self.decoder.in_space(*frames), "(b t) c h w -> b t c h w", b=len(ids)).clamp(-1, 1)
 
-    def _latents(self, pixels: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b d h w"]:
-        self.check_pixels(pixels)
-        return self.encoder.in_space(pixels.to(self.quantize.embedding.weight.dtype))
+    def _vectors(self, clip: Float[Tensor, "b frames 3 height width"]) -> Float[Tensor, "b d t h w"]:
+        """What is quantized."""
+        frames = rearrange(clip.to(self.quantize.embedding.weight.dtype), "b t c h w -> (b t) c h w").contiguous()
+        latents = rearrange(self.encoder.in_space(frames), "(b t) d h w -> b d t h w", b=len(clip))
+        return self.quant_conv(self.encoder.in_time(latents))
 
     def _ids(self, pixels: Float[Tensor, "b 3 height width"]) -> Int[Tensor, "b h w"]:
         return self(pixels).ids
 
     def _pixels(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
-        return self.draw(self.quantize.lookup(ids).movedim(-1, 1))
+        return self.draw(self.quantize.lookup(ids))

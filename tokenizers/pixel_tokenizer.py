@@ -79,11 +79,11 @@ class PixelTokenizer(nn.Module, ABC):
         finally:
             self.train(training)
 
-    def check_pixels(self, pixels: Float[Tensor, "... channels height width"]) -> None:
-        """ValueError if these are no three channels, or a side is no multiple of `patch`."""
-        channels, height, width = pixels.shape[-3:]
-        if channels != 3:
-            raise ValueError(f"pixels of shape {tuple(pixels.shape)}: pictures have 3 channels, red green blue")
+    def check_pixels(self, pixels: Float[Tensor, "..."], axes: str = "b 3 height width") -> None:
+        """ValueError if pixels do not have these axes, or a side is no multiple of `patch`."""
+        if pixels.ndim != len(axes.split()) or pixels.shape[-3] != 3:
+            raise ValueError(f"pixels of shape {tuple(pixels.shape)} do not have the axes [{axes}]")
+        height, width = pixels.shape[-2:]
         if height % self.patch or width % self.patch or not height * width:
             raise ValueError(f"a picture of {height} x {width} pixels: sides must be multiples of {self.patch}")
 

@@ -252,7 +252,7 @@ class VQGAN(PixelTokenizer):
         Raises ValueError if a side is no multiple of `patch`.
         """
         self.check_pixels(pixels)
-        return self.quantize(self.quant_conv(self.encoder(pixels.to(self.quant_conv.weight.dtype))))
+        return self.quantize(self.quant_conv(self.encoder(pixels.to(self.quant_conv.weight.dtype).contiguous())))
 
     def draw(self, codes: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 3 height width"]:
         """Vectors of codes -> pixels, not clamped; the way of gradients. ValueError without a decoder."""
@@ -266,4 +266,4 @@ class VQGAN(PixelTokenizer):
         return self(pixels).ids
 
     def _pixels(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
-        return self.draw(self.quantize.lookup(ids).movedim(-1, 1))
+        return self.draw(self.quantize.lookup(ids))

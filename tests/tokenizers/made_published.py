@@ -27,7 +27,7 @@ def real_pictures(count: int, height: int, width: int) -> Tensor:
         flat = Image.alpha_composite(white, drawing).convert("RGB").resize((width, height))
         drawings.append(torch.from_numpy(np.array(flat)))
     assert len(drawings) == count
-    return torch.stack(drawings).movedim(-1, 1) / 127.5 - 1
+    return torch.stack(drawings).movedim(-1, 1).contiguous() / 127.5 - 1
 
 
 @torch.no_grad()
