@@ -1,17 +1,23 @@
 """Vocabulary growth: old ids keep rows and meaning, their probabilities move as little as promised, new ones learn."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from made_exports import tiny_export
 from made_samplers import tiny_model, words
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoProcessor
 
+from omnigram.model.bundle import Omnigram
+from omnigram.model.codec import Codec
 from omnigram.model.decoder import OmnigramForCausalLM
+from omnigram.model.generation import Block, tasks
 from omnigram.model.growth import TIED_NOISE, add_modality, grow_embeddings
+from omnigram.tokenizers.grammar import BlockGrammar
 from omnigram.tokenizers.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.appended(words().size, codebooks={"image": 16})
@@ -49,8 +55,11 @@ def test_ids_and_settings_grow_together() -> None:
 def test_old_rows_and_all_else_stay_bit_for_bit(tied: bool, dtype: torch.dtype) -> None:
     model = tiny_model(OLD, tie_word_embeddings=tied).to(dtype)  # pyright: ignore[reportArgumentType]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.lm_head.weight.requires_grad_(False)  # of both, when tied
     grow_embeddings(model, OLD + NEW)
     after = model.state_dict()
+    assert not model.lm_head.weight.requires_grad
+    assert model.model.embed_tokens.weight.requires_grad == (not tied)
     assert set(after) == set(before)
     for name, tensor in before.items():
         assert after[name].dtype == dtype
@@ -147,6 +156,30 @@ def test_new_codes_are_learnt(tied: bool) -> None:
     assert (head[predicted].abs().amax(1) > 0).all()
     rows = matrices(model)[1]
     assert len(rows[predicted].unique(dim=0)) == len(predicted)  # one step tells equal head rows apart
+
+
+def test_an_export_grows(tmp_path: Path) -> None:
+    """Folder to folder. What was drawn before is drawn again to the last bit: within an image no new id may come."""
+    tiny_export().save_pretrained(tmp_path / "old")
+    old, again = (Omnigram.from_pretrained(tmp_path / "old") for _ in range(2))
+    vocabulary = add_modality(again.model, again.vocabulary, "depth", 40, SPECIALS)
+    grammars = {"depth": BlockGrammar(begin="bod", end="eod")}
+    card = replace(again.card, grammars=grammars, identities={})
+    codec = Codec(vocabulary, again.text_tokenizer, again.image_tokenizer, card)
+    Omnigram(again.model, codec).save_pretrained(tmp_path / "new")
+
+    new = Omnigram.from_pretrained(tmp_path / "new")
+    assert new.card.identities["vocabulary"] == vocabulary.identity != old.card.identities["vocabulary"]
+    assert new.draw("red apple", n=3, seed=7) == old.draw("red apple", n=3, seed=7)
+    [depth] = tasks.draw(new.sampler, "red apple", size=(2, 3), modality="depth")
+    assert depth.shape == (2, 3)
+
+    processor = AutoProcessor.from_pretrained(tmp_path / "new")
+    ids = new.codec.writer.write(["red apple", Block(depth, "depth")], close=True)
+    assert processor.decode(ids, skip_special_tokens=True) == "red apple<depth>"
+    [[words_, codes]] = processor.post_process([ids])
+    assert words_ == "red apple"
+    assert codes.tolist() == depth.tolist()
 
 
 def test_a_vocabulary_grows_again() -> None:
