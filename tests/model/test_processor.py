@@ -148,6 +148,19 @@ def test_the_constraint_remembers_nothing(processor: OmnigramProcessor, model: A
         used(0, other)
 
 
+def test_only_pads_follow_what_is_no_document(processor: OmnigramProcessor) -> None:
+    """Beams of probability zero, which take any id, must not stop the others."""
+    inputs = processor(text=WORDS, return_tensors="pt")
+    row, pad = inputs["input_ids"][0], [VOCABULARY.id("pad")]
+    for wrong in (VOCABULARY.id("eol"), int(VOCABULARY.encode("image", 3)), VOCABULARY.id("pad")):
+        only = processor.prefix_allowed_tokens_fn(inputs)
+        assert only(0, row).tolist() != pad
+        for id_ in (wrong, VOCABULARY.id("boi")):
+            row = torch.cat([row, torch.tensor([id_])])
+            assert only(0, row).tolist() == pad
+        row = inputs["input_ids"][0]
+
+
 def test_with_the_model_it_saves_an_export(
     processor: OmnigramProcessor, model: Any, export: Path, tmp_path: Path
 ) -> None:
