@@ -8,48 +8,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_samplers import tiny_model, words
+from made_exports import CARD, random_picture, tiny_export, tiny_image_tokenizer
+from made_samplers import tiny_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from omnigram.model.bundle import Omnigram
 from omnigram.model.card import Card
-from omnigram.model.codec import Codec
-from omnigram.model.generation import Sampling
 from omnigram.model.register import register
-from omnigram.tokenizers.convolutional import NetworkConfig
-from omnigram.tokenizers.image import ImageTokenizer
-from omnigram.tokenizers.quantizer import QuantizerConfig
-from omnigram.tokenizers.vocabulary import Vocabulary
-
-CARD = Card(
-    prompt_template="{caption}, {style}",
-    styles=("openmoji", "twemoji"),
-    sizes=((3, 3), (2, 4)),
-    sampling={"text": Sampling(top_p=0.9), "image": Sampling(guidance=2.0)},
-)
-
-
-def image_tokenizer(seed: int = 0) -> ImageTokenizer:
-    torch.manual_seed(seed)
-    network = NetworkConfig(4, (8, 8), (1, 1), (1, 1), False)
-    tokenizer = ImageTokenizer(network, QuantizerConfig(16, 4, 0.9, 1.0, False, 0))
-    tokenizer.train()
-    tokenizer.quantize(torch.rand(8, 3, 32, 32) * 2 - 1)  # fills the codebook
-    return tokenizer.eval()
-
-
-def bundle(seed: int = 0) -> Omnigram:
-    vocabulary = Vocabulary.appended(words().size, codebooks={"image": 16})
-    model = tiny_model(vocabulary.size, seed).float()
-    return Omnigram(model, Codec(vocabulary, words(), image_tokenizer(), CARD))
 
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export")
-    bundle().save_pretrained(folder)
+    tiny_export().save_pretrained(folder)
     return folder
 
 
@@ -58,12 +31,8 @@ def copy(export: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(export, tmp_path / "copy"))
 
 
-def picture(width: int, height: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8))
-
-
 def test_an_export_comes_back_as_it_was(export: Path) -> None:
-    before, after = bundle(), Omnigram.from_pretrained(export)
+    before, after = tiny_export(), Omnigram.from_pretrained(export)
     assert after.card == before.card
     assert after.vocabulary == before.vocabulary
     drawn = [one.draw("red apple", "twemoji", 2, seed=5) for one in (before, after)]
@@ -76,19 +45,19 @@ def test_transformers_loads_an_export(export: Path) -> None:
     register()
     model = AutoModelForCausalLM.from_pretrained(export)
     ids = torch.tensor([[1, 2, 3]])
-    torch.testing.assert_close(model(ids).logits, bundle().model(ids).logits)
+    torch.testing.assert_close(model(ids).logits, tiny_export().model(ids).logits)
 
 
 def test_pictures_of_any_kind_take_the_nearest_size() -> None:
-    omnigram = bundle()
-    wide = omnigram.codes(picture(90, 40))
+    omnigram = tiny_export()
+    wide = omnigram.codes(random_picture(90, 40))
     assert wide.shape == (2, 4)
     clear = Image.new("RGBA", (30, 31), (255, 0, 0, 0))
     assert np.array_equal(omnigram.codes(clear), omnigram.codes(Image.new("RGB", (30, 31), "white")))
 
 
 def test_completing_keeps_the_rows_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    omnigram, square, seen = bundle(), picture(24, 24), []
+    omnigram, square, seen = tiny_export(), random_picture(24, 24), []
     shown = omnigram.pictures
 
     def pictures(codes: Sequence[np.ndarray]) -> list[Image.Image]:
@@ -105,7 +74,7 @@ def test_completing_keeps_the_rows_asked_for(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_page_is_text_and_pictures() -> None:
-    page = bundle().page(["red apple, openmoji", picture(24, 24)], pictures=2, max_tokens=80)
+    page = tiny_export().page(["red apple, openmoji", random_picture(24, 24)], pictures=2, max_tokens=80)
     assert page[0] == "red apple, openmoji"
     assert sum(isinstance(part, Image.Image) for part in page) == 3
     assert isinstance(page[-1], Image.Image)
@@ -119,15 +88,15 @@ def test_a_page_is_text_and_pictures() -> None:
         (lambda o: o.draw("  "), "the prompt is empty"),
         (lambda o: o.draw("apple " * 300), "leaves no room in the context of 160"),
         (lambda o: o.draw("apple", size=(24, 20)), "24 x 20 pixels: sides must be multiples of 8"),
-        (lambda o: o.complete(picture(24, 24), rows=3), "rows 3 must be from 1 to 2"),
-        (lambda o: o.complete(picture(24, 24), rows=1, style="a"), "style 'a' belongs to words"),
+        (lambda o: o.complete(random_picture(24, 24), rows=3), "rows 3 must be from 1 to 2"),
+        (lambda o: o.complete(random_picture(24, 24), rows=1, style="a"), "style 'a' belongs to words"),
     ],
 )
 def test_requests_that_cannot_be_met_are_refused_in_one_line(
     request_: Callable[[Omnigram], object], complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=complaint) as fault:
-        request_(bundle())
+        request_(tiny_export())
     assert "\n" not in str(fault.value)
 
 
@@ -161,7 +130,7 @@ def test_parts_that_do_not_belong_together_are_refused(copy: Path) -> None:
     (copy / "vocabulary.json").write_text("{}")
     refused("not the JSON of a vocabulary")
     (copy / "vocabulary.json").write_text(kept)
-    image_tokenizer(seed=1).save_pretrained(copy / "image")
+    tiny_image_tokenizer(seed=1).save_pretrained(copy / "image")
     refused("trained with image [0-9a-f]{12}, but here is")
     (copy / "text.model").write_bytes(b"nothing")
     refused("not a SentencePiece model")
