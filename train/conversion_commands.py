@@ -25,7 +25,7 @@ def add_conversion_commands(add: Add) -> None:
             "chameleon-7b --out models/chameleon",
             "chameleon-7b --out models/chameleon --image-tokenizer meta/tokenizer/vqgan.ckpt",
             "meta/models/7b --out models/chameleon",
-            "Emu3-Gen --image-tokenizer Emu3-VisionTokenizer --text-tokenizer Emu3-Gen-hf/tokenizer.json --out models/emu3",
+            "Emu3-Gen --image-tokenizer Emu3-VisionTokenizer --text-tokenizer tokenizer.json --out models/emu3",
         ),
         take_in,
     )

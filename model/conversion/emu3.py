@@ -43,14 +43,9 @@ class Emu3(Family):
 
     def decoder(self, theirs: PreTrainedConfig) -> OmnigramConfig:
         text: Any = theirs.text_config if isinstance(theirs, Emu3Config) else theirs
-        tied = theirs.tie_word_embeddings
-        dtype = theirs.dtype or text.dtype
-        changes: dict[str, Any] = {
-            "tie_word_embeddings": tied,
-            "dtype": dtype,
-            "head_dim": getattr(text, "head_dim", None),
-        }
-        return OmnigramConfig(**shared(text) | changes)
+        options: dict[str, Any] = shared(text) | {"head_dim": getattr(text, "head_dim", None)}
+        options |= {"tie_word_embeddings": theirs.tie_word_embeddings, "dtype": theirs.dtype or text.dtype}
+        return OmnigramConfig(**options)
 
     def image(self, theirs: PreTrainedConfig) -> PixelTokenizer | None:
         if not isinstance(theirs, Emu3Config):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import BPE
 from torch import Tensor, nn
@@ -98,8 +99,9 @@ def chameleon(dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedM
     torch.manual_seed(0)
     vq = VQGANConfig(**VQGAN_SHAPE).to_hf()
     specials = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
-    config = ChameleonConfig(**SHAPE | specials | changes, vq_config=vq, vocabulary_map=chameleon_names())
-    return randomised(ChameleonForConditionalGeneration(config).to(dtype))
+    options: dict[str, Any] = SHAPE | specials | changes
+    config = ChameleonConfig(**options, vq_config=vq, vocabulary_map=chameleon_names())
+    return randomised(ChameleonForConditionalGeneration(config)).to(dtype)
 
 
 def emu3(dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:
@@ -111,12 +113,13 @@ def emu3(dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:
         "eos_token_id": names["<|extra_204|>"],
     }
     config = Emu3Config(text_config=SHAPE | specials | changes, vq_config=MOVQGAN_SHAPE, vocabulary_map=names)
-    return randomised(Emu3ForConditionalGeneration(config).to(dtype))
+    return randomised(Emu3ForConditionalGeneration(config)).to(dtype)
 
 
 def llama(dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:
     torch.manual_seed(0)
-    return randomised(LlamaForCausalLM(LlamaConfig(**SHAPE | changes)).to(dtype))
+    options: dict[str, Any] = SHAPE | changes
+    return randomised(LlamaForCausalLM(LlamaConfig(**options))).to(dtype)
 
 
 def save(model: PreTrainedModel, folder: Path, names: Mapping[str, int] | None = None, **options: Any) -> Path:
@@ -220,8 +223,6 @@ def save_vqgan(folder: Path, vqgan: VQGAN) -> Path:
 
 def weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder, by the library that published them."""
-    from safetensors.torch import load_file
-
     return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
 
 
