@@ -59,7 +59,7 @@ check: $(INSTALLED) ## lint, format and types
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 bench: $(INSTALLED) ## the benchmarks, each against a peer
-	@for file in benchmarks/*.py; do echo "== $$file"; $(VENV)/bin/python $$file $(ARGS) || exit 1; done
+	@for file in benchmarks/*.py; do echo "== $$file"; $(VENV)/bin/python $$file || exit 1; done
 
 wheel: $(INSTALLED) ## build dist/*.whl and go the tiny road with it, in an empty environment and folder
 	rm -rf dist build

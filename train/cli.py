@@ -155,6 +155,7 @@ def one_line(error: BaseException) -> str:
 
 def make_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     """The parser, and those of the commands by name."""
+    from .conversion_commands import add_conversion_commands
     from .picture_commands import add_picture_commands
 
     parser = Parser(
@@ -188,6 +189,7 @@ def make_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     sweep = add("sweep", "pre-train each of several configurations, then compare them", ("", SWEEP), run_sweep)
     _take_overrides(sweep)
     add_picture_commands(add)
+    add_conversion_commands(add)
     checked = add("validate", "check a data set, or one shard, against docs/data-format.md", ("datasets/emoji",), check)
     checked.add_argument("path", metavar="PATH", help="folder of a data set, or a .tar file")
     add("version", "the version of this program and of what it stands on", ("",), tell_versions)
