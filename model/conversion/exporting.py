@@ -192,7 +192,8 @@ def _preprocessor(family: Family, card: Card) -> dict[str, Any]:
         default = CHAMELEON_TRANSFORMERS if family.name == "chameleon" else EMU3_TRANSFORMERS
         same = ("side", "crop", "multiple", "min_pixels", "max_pixels", "resample")
         near = replace(default, **{name: getattr(card.preprocessing, name) for name in same})
-        warnings.warn(f"{PREPROCESSOR} only comes near to the model's own pixels: {fault}", stacklevel=4)
+        reason = str(fault).partition(";")[0]
+        warnings.warn(f"{PREPROCESSOR} only comes near to the model's own pixels: {reason}", stacklevel=4)
         return near.to_hf()
 
 
