@@ -1,0 +1,405 @@
+"""Damaged and contradictory sources: one line that names file, tensor and remedy, and no output; a kill leaves none."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from made_checkpoints import (
+    CODES,
+    VOCAB,
+    chameleon,
+    chameleon_names,
+    emu3_names,
+    llama,
+    llama_names,
+    made_vqgan,
+    save,
+    save_tokenizer,
+    save_vqgan,
+    weights,
+)
+from made_exports import tiny_export
+from safetensors.torch import load_file, save_file
+
+from omnigram.model.conversion import import_checkpoint, new_folder
+from omnigram.tokenizers.published import chameleon_code_name
+from omnigram.train.cli import main
+
+Change = Callable[[Path], Any]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Chameleon in one file, one in several, and a Llama."""
+    folder = tmp_path_factory.mktemp("published")
+    save(chameleon(), folder / "one", chameleon_names())
+    save(chameleon(), folder / "several", chameleon_names(), max_shard_size="200KB")
+    save(llama(), folder / "llama", llama_names())
+    return folder
+
+
+def tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Change:
+    """Changes the tensors of model.safetensors."""
+
+    def act(folder: Path) -> None:
+        state = weights(folder)
+        change(state)
+        save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+    return act
+
+
+def config(**changes: Any) -> Change:
+    def act(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return act
+
+
+def nested(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())[name]
+
+
+def content(change: Callable[[bytes], bytes], name: str = "model.safetensors") -> Change:
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+
+def header(change: Callable[[dict[str, Any]], Any]) -> Change:
+    """Changes the JSON at the beginning of model.safetensors."""
+
+    def act(data: bytes) -> bytes:
+        length = int.from_bytes(data[:8], "little")
+        fields = json.loads(data[8 : 8 + length])
+        change(fields)
+        text = json.dumps(fields).encode()
+        return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+    return content(act)
+
+
+def index(change: Callable[[dict[str, str]], Any]) -> Change:
+    def act(folder: Path) -> None:
+        path = folder / "model.safetensors.index.json"
+        fields = json.loads(path.read_text())
+        change(fields["weight_map"])
+        path.write_text(json.dumps(fields))
+
+    return act
+
+
+def second_copy(folder: Path) -> None:
+    """A tensor of the first shard in the last as well."""
+    first, *_, last = sorted(folder.glob("*.safetensors"))
+    name, tensor = next(iter(load_file(first).items()))
+    save_file(load_file(last) | {name: tensor}, last, {"format": "pt"})
+
+
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+NORM, HEAD = "model.norm.weight", "lm_head.weight"
+FAULTS: dict[str, tuple[str, Change, str]] = {
+    "missing tensor": ("one", tensors(lambda s: s.pop(NORM)), f"one: tensor {NORM} is missing, which .*config.json"),
+    "extra tensor": (
+        "one",
+        tensors(lambda s: s.update(extra=torch.ones(2))),
+        "model.safetensors: tensor extra has no place in a model of .*config.json",
+    ),
+    "misshapen tensor": (
+        "one",
+        tensors(lambda s: s.update({HEAD: torch.ones(VOCAB, 31)})),
+        rf"model.safetensors: tensor {HEAD} is float \[160, 31\], but .*config.json asks for float \[160, 32\]: take",
+    ),
+    "integers for floats": (
+        "one",
+        tensors(lambda s: s.update({NORM: torch.ones(32, dtype=torch.int64)})),
+        f"tensor {NORM} is integer .* asks for float",
+    ),
+    "image tensor": (
+        "one",
+        tensors(lambda s: s.pop("model.vqmodel.quant_conv.bias")),
+        "tensor model.vqmodel.quant_conv.bias is missing",
+    ),
+    "type": (
+        "one",
+        tensors(lambda s: s.update({NORM: s[NORM].to(torch.float8_e4m3fn)})),
+        f"model.safetensors: tensor {NORM} is of type F8_E4M3, and only float32, float16 and bfloat16 are converted",
+    ),
+    "width": ("one", config(hidden_size=64), r"tensor .* is float .* but .*config.json asks for float .*64"),
+    "more layers": ("one", config(num_hidden_layers=3), r"tensor model.layers.2.* \(and 12 more\) is missing"),
+    "fewer layers": ("one", config(num_hidden_layers=1), r"tensor model.layers.1.* has no place"),
+    "tied": ("one", config(tie_word_embeddings=True), f"tensor {HEAD} has no place"),
+    "activation": ("one", config(hidden_act="gelu"), "config.json: hidden_act 'gelu' is not supported"),
+    "epsilon": ("one", config(rms_norm_eps=1e-6), "config.json: rms_norm_eps 1e-06 is not supported"),
+    "rotary": ("llama", config(rope_parameters=DYNAMIC), "config.json: rope_parameters.rope_type 'dynamic'"),
+    "no number": ("one", config(hidden_size="wide"), "config.json is no configuration of a chameleon: .*hidden_size"),
+    "codes": (
+        "one",
+        lambda folder: config(vq_config=nested(folder, "vq_config") | {"num_embeddings": 8})(folder),
+        "tensor model.vqmodel.quantize.embedding.weight is float",
+    ),
+    "model type": (
+        "one",
+        config(model_type="bert"),
+        "config.json: model_type 'bert' is not known; those that are: chameleon, emu3, emu3_text_model, Emu3, llama",
+    ),
+    "no JSON": ("one", content(lambda data: data[:40], "config.json"), "config.json is no JSON"),
+    "a list": ("one", content(lambda _: b"[]", "config.json"), "config.json holds no JSON object"),
+    "no header": ("one", content(lambda data: data[:5]), "model.safetensors is cut off or no safetensors"),
+    "cut in the header": ("one", content(lambda data: data[:500]), "model.safetensors is cut off or no safetensors"),
+    "cut in the data": ("one", content(lambda data: data[:-1]), "model.safetensors is cut off: tensor .* is not all"),
+    "longer": ("one", content(lambda data: data + b"12"), "model.safetensors has 2 bytes behind its tensors"),
+    "other bytes": ("one", content(lambda data: data[:8] + b"\xff" * (len(data) - 8)), "file: its header is damaged"),
+    "huge header": ("one", content(lambda data: b"\xff" * 8 + data[8:]), "model.safetensors is cut off or no"),
+    "offsets": (
+        "one",
+        header(lambda fields: fields[NORM].update(data_offsets=[0, 128])),
+        "model.safetensors: tensor .* does not lie where the header says",
+    ),
+    "header entry": ("one", header(lambda fields: fields.update({NORM: 3})), "safetensors file: its header is damaged"),
+    "no weights": ("one", lambda f: (f / "model.safetensors").unlink(), "holds no weights: neither model.safetensors"),
+    "no shard": (
+        "several",
+        lambda folder: sorted(folder.glob("*.safetensors"))[1].unlink(),
+        "model-00002-of-.* is missing, in which model.safetensors.index.json has tensor .*: download",
+    ),
+    "shard elsewhere": (
+        "several",
+        index(lambda listed: listed.update({NORM: "../one/model.safetensors"})),
+        "model.safetensors is missing, in which",
+    ),
+    "not in the shard": (
+        "several",
+        index(lambda listed: listed.update(more=listed[NORM])),
+        "safetensors: tensor more is missing, which model.safetensors.index.json has there",
+    ),
+    "not in the index": ("several", index(lambda listed: listed.pop(NORM)), f"tensor {NORM} is not where .* has it"),
+    "twice": ("several", second_copy, "tensor .* is in model-00001-of-.* as well"),
+    "no index": (
+        "several",
+        content(lambda _: b"{}", "model.safetensors.index.json"),
+        "index.json is no index of safetensors",
+    ),
+    "tokens of another model": (
+        "one",
+        lambda folder: save_tokenizer(folder / "tokenizer.json", llama_names()),
+        r"tokenizer.json is of another model: '.*' is \S+, in the vocabulary_map of .*config.json \d+; take",
+    ),
+    "tokens without pictures": (
+        "one",
+        lambda folder: (config(vocabulary_map={})(folder), save_tokenizer(folder / "tokenizer.json", llama_names())),
+        "tokenizer.json: not the tokens of Chameleon: none is named IMGIMG",
+    ),
+    "too many tokens": (
+        "llama",
+        lambda folder: save_tokenizer(folder / "tokenizer.json", {f"t{number}": number for number in range(VOCAB + 1)}),
+        "tokenizer.json: not the tokens of this model: they go up to 160, it has 160 ids",
+    ),
+    "fewer codes": (
+        "one",
+        lambda folder: (config(vocabulary_map={})(folder), save_tokenizer(folder / "tokenizer.json", fewer_codes())),
+        "tokenizer.json names 15 image codes, .*config.json 16",
+    ),
+    "no names": (
+        "one",
+        lambda folder: (config(vocabulary_map=None)(folder), (folder / "tokenizer.json").unlink()),
+        "names no tokens: neither tokenizer.json nor a vocabulary_map",
+    ),
+    "no tokenizer": ("one", content(lambda _: b"{}", "tokenizer.json"), "tokenizer.json is no tokenizer.json"),
+    "pixels": (
+        "one",
+        lambda folder: (folder / "preprocessor_config.json").write_text('{"image_processor_type": "CLIP"}'),
+        "preprocessor_config.json: .*image_processor_type='CLIP' is none of",
+    ),
+}  # fmt: skip
+
+
+def fewer_codes() -> dict[str, int]:
+    """Chameleon's tokens, but for code 15, whose id is not used."""
+    names = chameleon_names()
+    ids = sorted(id_ for name, id_ in names.items() if name.startswith("IMGIMG"))
+    names = {name: id_ for name, id_ in names.items() if not name.startswith("IMGIMG")}
+    return names | {chameleon_code_name(code): ids[code] for code in range(CODES - 1)}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_source_is_one_line(published: Path, tmp_path: Path, fault: str) -> None:
+    which, change, message = FAULTS[fault]
+    shutil.copytree(published / which, tmp_path / which)
+    change(tmp_path / which)
+    with pytest.raises((ValueError, OSError), match=message) as told:
+        import_checkpoint(tmp_path / which, tmp_path / "out")
+    assert "\n" not in str(told.value)
+    assert [path.name for path in tmp_path.iterdir()] == [which]
+
+
+class Code:
+    def __reduce__(self) -> Any:
+        return os.system, ("touch ran",)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda path: torch.save({"state_dict": {"a": Code()}}, path), "vqgan.ckpt is refused, .* code that would run"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-90]), "vqgan.ckpt is (cut off|refused)"),
+        (lambda path: path.write_bytes(b""), "vqgan.ckpt is cut off or no file of torch.save"),
+        (lambda path: path.write_bytes(b"no checkpoint"), "vqgan.ckpt is refused, for it is damaged"),
+        (lambda path: torch.save([1, 2], path), "vqgan.ckpt holds a list, no tensors by name"),
+        (lambda path: torch.save({"a": 1}, path), "vqgan.ckpt: a is a int, no tensor"),
+        (lambda path: torch.save({"a": torch.ones(2).double()}, path), "vqgan.ckpt: tensor a is of type float64"),
+        (lambda path: torch.save({"a": torch.ones(2)}, path), r"tensor vqgan.ckpt:\S+ \(and \d+ more\) is missing"),
+        (
+            lambda path: save_vqgan(path.parent, made_vqgan(3)),
+            "vqgan.ckpt: tensor .* differs from that in",
+        ),
+        (
+            lambda path: save_vqgan(path.parent, made_vqgan(3, codebook_size=8)),
+            "vqgan.yaml is not of the image tokenizer that .*config.json describes",
+        ),
+        (lambda path: path.unlink(), "vqgan.ckpt holds no image tokenizer"),
+    ],
+)
+def test_a_faulty_image_tokenizer_is_one_line(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Change, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = save_vqgan(tmp_path, made_vqgan())
+    made(path)
+    with pytest.raises((ValueError, OSError), match=message) as told:
+        import_checkpoint(published / "one", tmp_path / "out", image_tokenizer=path)
+    assert "\n" not in str(told.value)
+    assert not {"out", ".out.partial", "ran"} & {found.name for found in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["import", "nowhere", "--out", "out"], "nowhere is no folder"),
+        (["import", "empty", "--out", "out"], "empty holds no model: neither config.json"),
+        (["import", "one", "--out", "full"], "full exists already: remove it, or choose another folder"),
+        (["import", "one", "--out", "one/config.json"], "one/config.json exists already"),
+        (["import", "one", "--out", "one/config.json/out"], "config.json"),
+        (["import", "one", "--out", "out", "--text-tokenizer", "nowhere"], "nowhere is no file"),
+        (["import", "one", "--out", "out", "--text-tokenizer", "emu3.json"], "emu3.json is of another model"),
+        (["import", "one", "--out", "out", "--image-tokenizer", "one"], "model_type 'chameleon' is no image tokenizer"),
+        (["import", "llama", "--out", "out", "--image-tokenizer", "vq"], "is of a model without pictures: leave"),
+        (["import", "one"], "the following arguments are required: --out"),
+        (["export", "one", "--format", "chameleon", "--out", "out"], "one is not an export of Omnigram: omnigram.json"),
+        (
+            ["export", "mine", "--format", "chameleon", "--out", "out"],
+            "mine/image is of kind vqvae, which no published",
+        ),
+        (["export", "mine", "--format", "gpt", "--out", "out"], "invalid choice: 'gpt'"),
+        (["export", "mine", "--format", "llama", "--out", "full"], "full exists already"),
+        (["export", "in", "--format", "llama", "--out", "out"], "in: a llama model has qk_norm 'none', not 'layer'"),
+        (
+            ["export", "in", "--format", "emu3", "--out", "out"],
+            "in: an emu3 model holds an image tokenizer of kind movq",
+        ),
+        (["export", "text", "--format", "chameleon", "--out", "out"], "kind vqgan, and here is no image tokenizer"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_at_the_command_line(
+    published: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "llama"):
+        Path(name).symlink_to(published / name)
+    for name in ("empty", "full", "vq"):
+        Path(name).mkdir()
+    Path("full/mine.txt").write_text("kept")
+    save_tokenizer(Path("emu3.json"), emu3_names())
+    save_vqgan(Path("vq"), made_vqgan())
+    if "mine" in arguments:
+        tiny_export().save_pretrained("mine")
+    if "in" in arguments:
+        import_checkpoint("one", "in")
+    if "text" in arguments:
+        import_checkpoint("llama", "text")
+    before = sorted(path for path in Path().rglob("*"))
+    capsys.readouterr()
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("omnigram: ")
+    assert message in shown.err.splitlines()[-1]
+    assert sorted(path for path in Path().rglob("*")) == before
+
+
+def test_the_commands_print_what_they_made(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("models/in").mkdir(parents=True)  # an empty folder is filled
+    assert main(["import", str(published / "one"), "--out", "models/in"]) == 0
+    assert main(["export", "models/in", "--format", "chameleon", "--out", "back"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["models/in", "back"]
+    assert sorted(path.name for path in Path().iterdir()) == ["back", "models"]
+
+
+def test_a_full_disk_is_told_before_anything_is_written(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000)  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setattr(new_folder.shutil, "disk_usage", lambda _: free)
+    with pytest.raises(OSError, match=r"0\.0 GB free, 0\.0 GB are needed") as told:
+        import_checkpoint(published / "one", tmp_path / "out")
+    assert told.value.errno == errno.ENOSPC
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_fails_midway_leaves_nothing(published: Path, tmp_path: Path) -> None:
+    def fail(done: int, total: int) -> None:
+        assert (tmp_path / ".out.partial").is_dir()
+        assert not (tmp_path / "out").exists()
+        if done > total / 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        import_checkpoint(published / "one", tmp_path / "out", progress=fail)
+    assert not list(tmp_path.iterdir())
+
+
+KILLED = """
+import os, signal, sys
+from omnigram.model.conversion import import_checkpoint
+def kill(done, total):
+    if done == total:
+        os.kill(os.getpid(), signal.SIGKILL)
+import_checkpoint(sys.argv[1], sys.argv[2], progress=kill)
+"""
+
+
+def test_a_kill_leaves_no_folder_and_the_next_run_makes_it(published: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(published / "one"), str(out)], cwd=tmp_path, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] == [".out.partial"]
+    import_checkpoint(published / "one", out)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (out / "omnigram.json").is_file()
+
+
+def test_two_do_not_fill_one_folder(published: Path, tmp_path: Path) -> None:
+    def again(done: int, total: int) -> None:
+        if done == total:
+            with pytest.raises(FileExistsError, match="is being written by another process"):
+                import_checkpoint(published / "one", tmp_path / "out")
+
+    import_checkpoint(published / "one", tmp_path / "out", progress=again)
+    assert (tmp_path / "out" / "omnigram.json").is_file()
