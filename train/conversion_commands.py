@@ -39,6 +39,11 @@ def add_conversion_commands(add: Add) -> None:
         help="of what SOURCE lacks: a vqgan.ckpt, or a folder such as Emu3-VisionTokenizer",
     )
     taken.add_argument("--text-tokenizer", type=Path, metavar="FILE", help="a tokenizer.json in place of SOURCE's")
+    taken.add_argument(
+        "--grammar",
+        choices=("lumina",),
+        help="how SOURCE writes pictures, if not as its architecture does: lumina for Lumina-mGPT, a chameleon",
+    )
     _writes(taken)
 
     given = add(
@@ -67,6 +72,7 @@ def take_in(options: argparse.Namespace) -> int:
             options.out,
             image_tokenizer=options.image_tokenizer,
             text_tokenizer=options.text_tokenizer,
+            grammar=options.grammar,
             progress=progress,
         )
     print(options.out, flush=True)

@@ -18,7 +18,7 @@ from .identity import image_identity
 from .new_folder import check_free, new_folder
 from .rules import check_all_used, planned
 from .safetensors_files import SHARD_BYTES, WEIGHTS, Planned, read_file, write_file, write_folder
-from .sources import Source, decoder_tensors, read_source, token_names
+from .sources import GRAMMARS, Source, decoder_tensors, read_source, token_names
 
 SOURCE = "source"  # the folder of the source's small files
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -30,6 +30,7 @@ def import_checkpoint(
     *,
     image_tokenizer: Path | str | None = None,
     text_tokenizer: Path | str | None = None,
+    grammar: str | None = None,
     progress: Progress | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
@@ -40,6 +41,7 @@ def import_checkpoint(
     out: the folder that is made; it is whole or not there.
     image_tokenizer: what the source lacks, a vqgan.ckpt (with vqgan.yaml beside it) or a folder of one tokenizer.
     text_tokenizer: a tokenizer.json in place of the source's.
+    grammar: how the model writes pictures, if not as its architecture was published: "lumina" for a chameleon.
     progress: is told bytes done and bytes in all.
     shard_bytes: weights beyond it go into several files.
 
@@ -53,6 +55,10 @@ def import_checkpoint(
         None if image_tokenizer is None else Path(image_tokenizer),
         None if text_tokenizer is None else Path(text_tokenizer),
     )
+    if grammar is not None:
+        if grammar not in GRAMMARS or not isinstance(GRAMMARS[grammar], type(read.family)):
+            raise ValueError(f"grammar {grammar!r} is not known for a {read.family.name}: leave it out")
+        read = dataclasses.replace(read, family=GRAMMARS[grammar])
     decoder = planned(
         read.decoder_rules, decoder_tensors(read.config), read.checkpoint, read.folder, str(read.config_file)
     )

@@ -17,12 +17,14 @@ from .emu3 import Emu3
 from .family import Family, parse, read_json
 from .image_sources import CHECKPOINT, ImageSource, read_image_source
 from .llama import Llama
+from .lumina import Lumina
 from .meta import CONSOLIDATE, PARAMS, TEXT_TOKENIZER, read_meta
 from .rules import KEEP, Rule
 from .safetensors_files import read_folder
 from .stored import Checkpoint
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (Chameleon(), Emu3(), Llama())}
+GRAMMARS: dict[str, Family] = {"lumina": Lumina()}  # how a model of a family writes pictures, if not as it does
 PREPROCESSOR = "preprocessor_config.json"
 # small files that are kept, for the export to give them back
 KEPT = (
