@@ -41,7 +41,7 @@ class Allowed(NamedTuple):
     @property
     def forced(self) -> int | None:
         """The only id possible; None where there is a choice (or nothing may follow)."""
-        return self.ids[0] if len(self.ids) == 1 and not self.modalities else None
+        return self.ids[0] if len(self.ids) == 1 and self.modality is None and not self.begun else None
 
     @property
     def modalities(self) -> tuple[str, ...]:
