@@ -63,10 +63,9 @@ def _writes(command: argparse.ArgumentParser) -> None:
 
 def take_in(options: argparse.Namespace) -> int:
     """`omnigram import`."""
-    from ..data.artefact import plain_errors
     from ..model.conversion import import_checkpoint
 
-    with plain_errors(options.out), _shown("import") as progress:
+    with _shown("import") as progress:
         import_checkpoint(
             options.source,
             options.out,
@@ -81,10 +80,9 @@ def take_in(options: argparse.Namespace) -> int:
 
 def give_out(options: argparse.Namespace) -> int:
     """`omnigram export`."""
-    from ..data.artefact import plain_errors
     from ..model.conversion import export_checkpoint
 
-    with plain_errors(options.out), _shown("export") as progress:
+    with _shown("export") as progress:
         export_checkpoint(options.model, options.format, options.out, progress=progress)
     print(options.out, flush=True)
     return 0

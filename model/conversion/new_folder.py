@@ -35,8 +35,11 @@ def new_folder(path: Path, num_bytes: int) -> Iterator[Path]:
                 _sync(folder)
             os.replace(partial, path)
             _sync(path.parent)
-        finally:
+        except BaseException as fault:
             shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OSError(fault.errno, "the disk is full: free some space, or choose another", str(path)) from None
+            raise
 
 
 def check_free(path: Path) -> None:

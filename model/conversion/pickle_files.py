@@ -1,7 +1,7 @@
 """Reading the tensors of `torch.save`'s files one at a time: Meta's consolidated.*.pth, and vqgan.ckpt.
 
 Such a file is a pickle, which could run code; `weights_only` lets nothing but tensors and plain values through. The
-file is mapped into memory and opened anew for each tensor, so that pages once read do not stay.
+file is mapped into memory, and mapped anew whenever so much of it was read that the pages would add up.
 https://docs.pytorch.org/docs/stable/generated/torch.load.html
 """
 
@@ -17,11 +17,31 @@ from torch import Tensor
 
 from .stored import DTYPES, Checkpoint, Stored, unsupported
 
+MAPPED_BYTES = 2**26  # of a file that may be read before it is mapped anew, which takes some hundredths of a second
+
+
+class MappedFile:
+    """The tensors of a file by name, in pages that the system takes as memory in use once they are read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._read, self.content = path, 0, _load(path)
+
+    def tensor(self, name: str, num_bytes: int) -> Tensor:
+        if num_bytes > MAPPED_BYTES:  # alone, so that its pages go with it
+            return _load(self.path)[name]
+        if self._read + num_bytes > MAPPED_BYTES:
+            del self.content  # gives the pages back, but for those of tensors that are in use
+            self._read, self.content = 0, _load(self.path)
+        self._read += num_bytes
+        return self.content[name]
+
 
 @dataclass(frozen=True)
 class InPickle(Stored):
+    mapped: MappedFile
+
     def read(self) -> Tensor:
-        return _load(self.file)[self.name]
+        return self.mapped.tensor(self.name, self.num_bytes)
 
 
 def read_file(path: Path) -> Checkpoint:
@@ -29,13 +49,14 @@ def read_file(path: Path) -> Checkpoint:
 
     FileNotFoundError, or ValueError for a file that is damaged, or holds more than tensors.
     """
+    mapped = MappedFile(path)
     found: Checkpoint = {}
-    for name, tensor in _load(path).items():
+    for name, tensor in mapped.content.items():
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{path}: {name} is a {type(tensor).__name__}, no tensor: save the tensors alone")
         if tensor.dtype not in DTYPES.values():
             raise unsupported(path, name, tensor.dtype)
-        found[str(name)] = InPickle(path, str(name), tensor.dtype, tuple(tensor.shape))
+        found[str(name)] = InPickle(path, str(name), tensor.dtype, tuple(tensor.shape), mapped)
     return found
 
 

@@ -70,18 +70,14 @@ class Join:
         return (*target[: self.dim], target[self.dim] // parts, *target[self.dim + 1 :])
 
     def __call__(self, sources: Sequence[Stored]) -> Tensor:
-        joined = sources[0].read()
-        if len(sources) > 1:
-            places = torch.empty(
-                *joined.shape[: self.dim],
-                joined.shape[self.dim] * len(sources),
-                *joined.shape[self.dim + 1 :],
-                dtype=joined.dtype,
-            )
-            del joined
-            for place, source in zip(places.chunk(len(sources), self.dim), sources, strict=True):
+        if len(sources) == 1:
+            joined = sources[0].read()
+        else:
+            shape = list(sources[0].shape)
+            shape[self.dim] *= len(sources)
+            joined = torch.empty(shape, dtype=sources[0].dtype)
+            for place, source in zip(joined.chunk(len(sources), self.dim), sources, strict=True):
                 place.copy_(source.read())
-            joined = places
         return joined if self.heads is None else halves(joined, self.heads)
 
 
