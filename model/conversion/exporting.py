@@ -24,8 +24,8 @@ from ..configuration import OmnigramConfig
 from .family import Family, check_says_the_same, differences, on_meta, parse, read_json, settings_of
 from .importing import SOURCE, Progress, common_dtype, counted
 from .new_folder import check_free, new_folder
-from .rules import KEEP, EachHead, Rule, check_all_used, planned
-from .safetensors_files import SHARD_BYTES, WEIGHTS, read_file, read_folder, write_folder
+from .rules import KEEP, EachHead, Operation, Rule, check_all_used, planned
+from .safetensors_files import SHARD_BYTES, WEIGHTS, Planned, read_file, read_folder, write_folder
 from .sources import FAMILIES, PREPROCESSOR, decoder_tensors, token_names
 from .stored import keyed
 
@@ -63,33 +63,7 @@ def export_checkpoint(
     except ValueError as fault:
         raise ValueError(f"{folder}: {fault}") from None
 
-    checkpoint, rules, targets = read_folder(folder), [], {}
-    per_head = copy.deepcopy(ours)
-    per_head.qk_norm_per_head = ours.qk_norm != "none"  # as transformers' Chameleon stores it
-    for name, tensor in decoder_tensors(per_head).items():
-        rule = Rule(family.decoder_key(name, theirs), (name,), _operation(name, ours))
-        rules.append(rule)
-        targets[rule.target] = tensor
-    if image is not None:
-        inside = family.image(theirs)
-        assert inside is not None
-        weights = keyed("image", read_file(folder / IMAGE_MODEL / WEIGHTS))
-        kept = inside.state_dict()
-        left_out = {key for key in weights if key.removeprefix("image:").startswith("decoder.")} - {
-            f"image:{name}" for name in kept
-        }
-        if left_out:
-            warnings.warn(
-                f"transformers' {format} has no image decoder: {len(left_out)} tensors of it are left out", stacklevel=2
-            )
-        checkpoint |= {key: stored for key, stored in weights.items() if key not in left_out}
-        image_rules = [Rule(family.image_key(name), (f"image:{name}",)) for name in kept]
-        rules += image_rules
-        targets |= {family.image_key(name): tensor for name, tensor in kept.items()}
-    elif (folder / IMAGE_MODEL).is_dir():
-        warnings.warn(f"transformers' {format} has no image tokenizer: that of {folder} is left out", stacklevel=2)
-    tensors = planned(rules, targets, checkpoint, folder, "config.json")
-    check_all_used(rules, checkpoint, "config.json")
+    tensors = _plan(folder, family, ours, theirs, image)
     if theirs.dtype is None:
         theirs.dtype = common_dtype(tensors)
     advance, total = counted(tensors, progress)
@@ -98,15 +72,43 @@ def export_checkpoint(
         _write_small_files(made, folder, family, theirs, card, names)
 
 
-def _operation(name: str, config: OmnigramConfig) -> Any:
+def _plan(
+    folder: Path, family: Family, ours: OmnigramConfig, theirs: PreTrainedConfig, image: PixelTokenizer | None
+) -> list[Planned]:
+    """All tensors under their names. ValueError for weights that are not those of the export's config.json."""
+    checkpoint = read_folder(folder)
+    per_head = copy.deepcopy(ours)
+    per_head.qk_norm_per_head = ours.qk_norm != "none"  # as transformers' Chameleon stores it
+    decoder = decoder_tensors(per_head)
+    rules = [Rule(family.decoder_key(name, theirs), (name,), _operation(name, ours)) for name in decoder]
+    targets = {family.decoder_key(name, theirs): tensor for name, tensor in decoder.items()}
+    inside = family.image(theirs)
+    if image is not None and inside is not None:
+        kept = inside.state_dict()
+        weights = read_file(folder / IMAGE_MODEL / WEIGHTS)
+        left_out = [name for name in image.state_dict() if name not in kept]
+        if left_out:
+            warnings.warn(
+                f"transformers' {family.name} has no image decoder: {len(left_out)} tensors of it are left out",
+                stacklevel=3,
+            )
+        checkpoint |= keyed("image", {name: stored for name, stored in weights.items() if name not in left_out})
+        rules += [Rule(family.image_key(name), (f"image:{name}",)) for name in kept]
+        targets |= {family.image_key(name): tensor for name, tensor in kept.items()}
+    elif (folder / IMAGE_MODEL).is_dir():
+        warnings.warn(f"transformers' {family.name} has no image tokenizer: that of {folder} is left out", stacklevel=3)
+    check_all_used(rules, checkpoint, str(folder / "config.json"))
+    return planned(rules, targets, checkpoint, folder, str(folder / "config.json"))
+
+
+def _operation(name: str, config: OmnigramConfig) -> Operation:
     """One norm for all heads is repeated for each."""
-    if not config.qk_norm_per_head and config.qk_norm != "none":
-        assert config.num_key_value_heads is not None
-        if ".q_norm." in name:
-            return EachHead(config.num_attention_heads)
-        if ".k_norm." in name:
-            return EachHead(config.num_key_value_heads)
-    return KEEP
+    if config.qk_norm == "none" or config.qk_norm_per_head:
+        return KEEP
+    assert config.num_key_value_heads is not None
+    if ".q_norm." in name:
+        return EachHead(config.num_attention_heads)
+    return EachHead(config.num_key_value_heads) if ".k_norm." in name else KEEP
 
 
 def _image(folder: Path) -> PixelTokenizer | None:
@@ -121,7 +123,11 @@ def _image(folder: Path) -> PixelTokenizer | None:
             f"{folder / IMAGE_MODEL} is of kind {kind or 'vqvae'}, which no published architecture holds: "
             "only the decoder can go out, as llama"
         )
-    return on_meta(lambda: classes[kind].from_settings(settings))
+    try:
+        return on_meta(lambda: classes[kind].from_settings(settings))
+    except (TypeError, KeyError, ValueError) as fault:
+        path = folder / IMAGE_MODEL / CONFIG
+        raise ValueError(f"{path} is not the configuration of an image tokenizer: {fault}") from None
 
 
 def _names(folder: Path, vocabulary: Vocabulary) -> dict[str, int]:

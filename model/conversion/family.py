@@ -37,10 +37,18 @@ SHARED = (
 SPECIALS = ("pad_token_id", "bos_token_id", "eos_token_id")
 # options that change what is computed: an export must be able to say them
 COMPUTED = (
-    *SHARED[:6],
-    *SHARED[7:11],
-    "tie_word_embeddings",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
     "head_dim",
+    "rope_parameters",
+    "rms_norm_eps",
+    "attention_bias",
+    "mlp_bias",
+    "tie_word_embeddings",
     "qk_norm",
     "norm_order",
     "num_experts",
@@ -118,9 +126,7 @@ def check_says_the_same(family: Family, ours: OmnigramConfig, theirs: PreTrained
 
 def differences(one: OmnigramConfig, other: OmnigramConfig) -> list[str]:
     """The options by which two configurations compute different things."""
-    names = [name for name in COMPUTED if getattr(one, name) != getattr(other, name)]
-    rope = [{**(of.rope_parameters or {})} for of in (one, other)]
-    return names if rope[0] == rope[1] else [*names, "rope_parameters"]
+    return [name for name in COMPUTED if getattr(one, name) != getattr(other, name)]
 
 
 def on_meta(build: Callable[[], PixelTokenizer]) -> PixelTokenizer:

@@ -236,3 +236,11 @@ def assert_same_tensors(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
 
 def llama_names() -> dict[str, int]:
     return {name: id_ for id_, name in enumerate(["<unk>", "<s>", "</s>", *LETTERS])}
+
+
+def save_published(folder: Path) -> Path:
+    """Folders of a Chameleon in one file, one in several, and a Llama."""
+    save(chameleon(), folder / "one", chameleon_names())
+    save(chameleon(), folder / "several", chameleon_names(), max_shard_size="200KB")
+    save(llama(), folder / "llama", llama_names())
+    return folder

@@ -95,8 +95,7 @@ def small_files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if "safetensors" not in path.name}
 
 
-@pytest.mark.parametrize("shards", [None, "40KB"], ids=["one file", "several"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("dtype", "shards"), [(torch.float32, None), (torch.bfloat16, "40KB")])
 @pytest.mark.parametrize(("family", "changes"), VARIANTS, ids=str)
 def test_in_and_out_again(
     tmp_path: Path, family: str, changes: dict[str, Any], dtype: torch.dtype, shards: str | None

@@ -1,12 +1,8 @@
-"""Damaged and contradictory sources: one line that names file, tensor and remedy, and no output; a kill leaves none."""
+"""Damaged and contradictory sources: one line that names file, tensor and remedy, and no output."""
 
-import errno
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,35 +12,25 @@ import torch
 from made_checkpoints import (
     CODES,
     VOCAB,
-    chameleon,
     chameleon_names,
-    emu3_names,
-    llama,
     llama_names,
     made_vqgan,
-    save,
+    save_published,
     save_tokenizer,
     save_vqgan,
     weights,
 )
-from made_exports import tiny_export
 from safetensors.torch import load_file, save_file
 
-from omnigram.model.conversion import import_checkpoint, new_folder
+from omnigram.model.conversion import export_checkpoint, import_checkpoint
 from omnigram.tokenizers.published import chameleon_code_name
-from omnigram.train.cli import main
 
 Change = Callable[[Path], Any]
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Chameleon in one file, one in several, and a Llama."""
-    folder = tmp_path_factory.mktemp("published")
-    save(chameleon(), folder / "one", chameleon_names())
-    save(chameleon(), folder / "several", chameleon_names(), max_shard_size="200KB")
-    save(llama(), folder / "llama", llama_names())
-    return folder
+    return save_published(tmp_path_factory.mktemp("published"))
 
 
 def tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Change:
@@ -241,6 +227,33 @@ def test_a_faulty_source_is_one_line(published: Path, tmp_path: Path, fault: str
     assert [path.name for path in tmp_path.iterdir()] == [which]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (tensors(lambda s: s.pop(NORM)), f"in: tensor {NORM} is missing, which in/config.json asks for"),
+        (tensors(lambda s: s.update(extra=torch.ones(2))), "in/model.safetensors: tensor extra has no place in a"),
+        (content(lambda data: data[:-1]), "in/model.safetensors is cut off"),
+        (content(lambda data: data[:-1], "image/model.safetensors"), "in/image/model.safetensors is cut off"),
+        (content(lambda _: b"{", "image/config.json"), "in/image/config.json is no JSON"),
+        (
+            content(lambda _: b'{"kind": "vqgan", "depth": 3}', "image/config.json"),
+            "in/image/config.json is not the",
+        ),
+        (content(lambda _: b"{", "omnigram.json"), "in: not the card of an export"),
+    ],
+)
+def test_a_damaged_export_is_one_line(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Change, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    import_checkpoint(published / "one", "in")
+    change(Path("in"))
+    with pytest.raises((ValueError, OSError), match=message) as told:
+        export_checkpoint("in", "chameleon", "out")
+    assert "\n" not in str(told.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
 class Code:
     def __reduce__(self) -> Any:
         return os.system, ("touch ran",)
@@ -278,128 +291,3 @@ def test_a_faulty_image_tokenizer_is_one_line(
         import_checkpoint(published / "one", tmp_path / "out", image_tokenizer=path)
     assert "\n" not in str(told.value)
     assert not {"out", ".out.partial", "ran"} & {found.name for found in tmp_path.iterdir()}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["import", "nowhere", "--out", "out"], "nowhere is no folder"),
-        (["import", "empty", "--out", "out"], "empty holds no model: neither config.json"),
-        (["import", "one", "--out", "full"], "full exists already: remove it, or choose another folder"),
-        (["import", "one", "--out", "one/config.json"], "one/config.json exists already"),
-        (["import", "one", "--out", "one/config.json/out"], "config.json"),
-        (["import", "one", "--out", "out", "--text-tokenizer", "nowhere"], "nowhere is no file"),
-        (["import", "one", "--out", "out", "--text-tokenizer", "emu3.json"], "emu3.json is of another model"),
-        (["import", "one", "--out", "out", "--image-tokenizer", "one"], "model_type 'chameleon' is no image tokenizer"),
-        (["import", "llama", "--out", "out", "--image-tokenizer", "vq"], "is of a model without pictures: leave"),
-        (["import", "one"], "the following arguments are required: --out"),
-        (["export", "one", "--format", "chameleon", "--out", "out"], "one is not an export of Omnigram: omnigram.json"),
-        (
-            ["export", "mine", "--format", "chameleon", "--out", "out"],
-            "mine/image is of kind vqvae, which no published",
-        ),
-        (["export", "mine", "--format", "gpt", "--out", "out"], "invalid choice: 'gpt'"),
-        (["export", "mine", "--format", "llama", "--out", "full"], "full exists already"),
-        (["export", "in", "--format", "llama", "--out", "out"], "in: a llama model has qk_norm 'none', not 'layer'"),
-        (
-            ["export", "in", "--format", "emu3", "--out", "out"],
-            "in: an emu3 model holds an image tokenizer of kind movq",
-        ),
-        (["export", "text", "--format", "chameleon", "--out", "out"], "kind vqgan, and here is no image tokenizer"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
-def test_mistakes_at_the_command_line(
-    published: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    message: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("one", "llama"):
-        Path(name).symlink_to(published / name)
-    for name in ("empty", "full", "vq"):
-        Path(name).mkdir()
-    Path("full/mine.txt").write_text("kept")
-    save_tokenizer(Path("emu3.json"), emu3_names())
-    save_vqgan(Path("vq"), made_vqgan())
-    if "mine" in arguments:
-        tiny_export().save_pretrained("mine")
-    if "in" in arguments:
-        import_checkpoint("one", "in")
-    if "text" in arguments:
-        import_checkpoint("llama", "text")
-    before = sorted(path for path in Path().rglob("*"))
-    capsys.readouterr()
-    assert main(arguments) == 2
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert shown.err.startswith("omnigram: ")
-    assert message in shown.err.splitlines()[-1]
-    assert sorted(path for path in Path().rglob("*")) == before
-
-
-def test_the_commands_print_what_they_made(
-    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("models/in").mkdir(parents=True)  # an empty folder is filled
-    assert main(["import", str(published / "one"), "--out", "models/in"]) == 0
-    assert main(["export", "models/in", "--format", "chameleon", "--out", "back"]) == 0
-    assert capsys.readouterr().out.splitlines() == ["models/in", "back"]
-    assert sorted(path.name for path in Path().iterdir()) == ["back", "models"]
-
-
-def test_a_full_disk_is_told_before_anything_is_written(
-    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    free = shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000)  # pyright: ignore[reportAttributeAccessIssue]
-    monkeypatch.setattr(new_folder.shutil, "disk_usage", lambda _: free)
-    with pytest.raises(OSError, match=r"0\.0 GB free, 0\.0 GB are needed") as told:
-        import_checkpoint(published / "one", tmp_path / "out")
-    assert told.value.errno == errno.ENOSPC
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_fails_midway_leaves_nothing(published: Path, tmp_path: Path) -> None:
-    def fail(done: int, total: int) -> None:
-        assert (tmp_path / ".out.partial").is_dir()
-        assert not (tmp_path / "out").exists()
-        if done > total / 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(OSError, match="out.*the disk is full: free some space"):
-        import_checkpoint(published / "one", tmp_path / "out", progress=fail)
-    assert not list(tmp_path.iterdir())
-
-
-KILLED = """
-import os, signal, sys
-from omnigram.model.conversion import import_checkpoint
-def kill(done, total):
-    if done == total:
-        os.kill(os.getpid(), signal.SIGKILL)
-import_checkpoint(sys.argv[1], sys.argv[2], progress=kill)
-"""
-
-
-def test_a_kill_leaves_no_folder_and_the_next_run_makes_it(published: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    done = subprocess.run([sys.executable, "-c", KILLED, str(published / "one"), str(out)], cwd=tmp_path, check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert [path.name for path in tmp_path.iterdir()] == [".out.partial"]
-    import_checkpoint(published / "one", out)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (out / "omnigram.json").is_file()
-
-
-def test_two_do_not_fill_one_folder(published: Path, tmp_path: Path) -> None:
-    def again(done: int, total: int) -> None:
-        if done == total:
-            with pytest.raises(FileExistsError, match="is being written by another process"):
-                import_checkpoint(published / "one", tmp_path / "out")
-
-    import_checkpoint(published / "one", tmp_path / "out", progress=again)
-    assert (tmp_path / "out" / "omnigram.json").is_file()
