@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -119,34 +120,96 @@ def atomic_write_json(path: Path | str, value: object) -> Path:
     return atomic_write(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
+def check_free(path: Path | str) -> None:
+    """FileExistsError, in one line, if a folder of this name would overwrite something. An empty one is free."""
+    path = Path(path)
+    if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
+        raise FileExistsError(f"{path} exists already: remove it or choose another name")
+
+
 @contextlib.contextmanager
-def publish_folder(path: Path | str) -> Iterator[Path]:
+def publish_folder(path: Path | str, num_bytes: int = 0) -> Iterator[Path]:
     """Yield a hidden folder beside `path` to fill; on success it is synced and renamed to `path`, else removed.
 
-    An existing `path` is an error.
+    num_bytes: how much is going to be written, so that a disk without that room is told at once.
+
+    OSError, in one line: FileExistsError for a `path` that is there and is no empty folder, FolderBusyError while
+    another process fills it. What a killed one left is removed by the next call.
     """
     path = Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} exists already: remove it or choose another name")
-    partial = _partial(path)
-    make_folder(path.parent)
-    with plain_errors(path):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+    check_free(path)
+    absent = [parent for parent in path.parents if not parent.exists()]
     try:
-        with plain_errors(path):
-            yield partial
-            for file in sorted(partial.rglob("*")):
-                if file.is_dir():
-                    sync_folder(file)
-                else:
-                    with open(file, "rb") as handle:
-                        os.fsync(handle.fileno())
-            sync_folder(partial)
-            os.replace(partial, path)
-            sync_folder(path.parent)
+        make_folder(path.parent)
+        with _filling(path) as partial:
+            _check_room(path, shutil.disk_usage(partial).free, num_bytes)
+            with plain_errors(path):
+                yield partial
+                for file in sorted(partial.rglob("*")):
+                    if file.is_dir():
+                        sync_folder(file)
+                    else:
+                        with open(file, "rb") as handle:
+                            os.fsync(handle.fileno())
+                sync_folder(partial)
+                check_free(path)  # which another may have made meanwhile
+                os.replace(partial, path)
+                sync_folder(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):  # one that others use as well stays
+            for parent in absent:
+                parent.rmdir()
+        raise
+
+
+def _check_room(path: Path, free: int, num_bytes: int) -> None:
+    """OSError if a disk with so much room cannot hold so much."""
+    if free < num_bytes:
+        room = f"{path} needs {num_bytes / 1e9:.2g} GB, and the disk has {free / 1e9:.2g} GB free"
+        told = OSError(f"{room}: free some space, or choose another folder")
+        told.errno = errno.ENOSPC
+        raise told
+
+
+@contextlib.contextmanager
+def _filling(path: Path) -> Iterator[Path]:
+    """An empty folder beside `path` for this process alone; it is gone at the end, unless it was renamed."""
+    partial = path.with_name(f".{path.name}{PARTIAL}")
+    handle = _locked(partial, path)
+    try:
+        for left in partial.iterdir():  # by a process that was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield partial
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if _is_of(handle, partial):
+            shutil.rmtree(partial, ignore_errors=True)
+        os.close(handle)  # and the lock goes, as it does however the process ends
+
+
+def _locked(folder: Path, path: Path) -> int:
+    """A handle with the lock of a folder, which is made. FolderBusyError if another process has that."""
+    while True:
+        make_folder(folder)
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # it was renamed just now
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise FolderBusyError(f"another run is filling {path}: wait for it, or choose another folder") from None
+        if _is_of(handle, folder):
+            return handle
+        os.close(handle)  # of the folder that was renamed or removed by who had the lock before
+
+
+def _is_of(handle: int, path: Path) -> bool:
+    """Whether a handle is of what has this name now."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def remove_partials(folder: Path | str) -> int:

@@ -11,18 +11,18 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from ..tokenizers.image import to_pixels
-from ..tokenizers.preprocessing import Preprocessing
 from ..tokenizers.published_text import PublishedText
 from ..tokenizers.text import TextTokenizer
 from ..tokenizers.vocabulary import TEXT
 from .document import Document, Segment, TokenDocument, TokenSegment
-from .pictures import buckets_of, decode, fit
+from .fitting import Fitting
+from .pictures import decode
 
 IMAGE = "image"
+BATCH_PIXELS = 64 * 64 * 64  # most pixels encoded at once, one picture at least
 
 
 class PictureTokenizer(Protocol):
@@ -38,7 +38,7 @@ class PictureTokenizer(Protocol):
     def identity(self) -> str: ...
 
     def encode(self, pixels: Tensor, /) -> Tensor:
-        """float [B, 3, H, W], -1 .. 1 -> int64 [B, h, w]."""
+        """float [B, 3, H, W] -> int64 [B, h, w]."""
         ...
 
 
@@ -47,30 +47,25 @@ class DocumentEncoder:
 
     Arguments:
         text, image: the tokenizers; `image` stands on `device` already.
-        resolution: pixels; pictures get about the area of a square with this side.
-        max_ratio: of the longer to the shorter side of a picture; 1 crops all to squares.
-        batch_size: B of the image tokenizer.
+        fitting: how a picture becomes what `image` takes.
+        batch_size: most pictures encoded at once; of large ones fewer, so that they have BATCH_PIXELS pixels at most.
         workers: threads that decode and fit pictures.
-        preprocessing: how a picture becomes pixels, in place of resolution and max_ratio.
     """
 
     def __init__(
         self,
         text: TextTokenizer | PublishedText,
         image: PictureTokenizer,
-        resolution: int,
-        max_ratio: float = 1.0,
+        fitting: Fitting,
         batch_size: int = 64,
         workers: int = 2,
         device: torch.device | str = "cpu",
-        preprocessing: Preprocessing | None = None,
     ) -> None:
         if batch_size < 1 or workers < 1:
             raise ValueError(f"batch_size={batch_size} and workers={workers} must be at least 1")
-        self.text, self.image, self.device = text, image, device
+        self.text, self.image, self.fitting, self.device = text, image, fitting, device
         self.batch_size, self.workers = batch_size, workers
-        self.preprocessing = preprocessing
-        self.buckets = [] if preprocessing else buckets_of(resolution, image.patch, max_ratio)
+        _ = fitting.buckets  # said before anything is read
 
     def encode(
         self, documents: Iterable[Document], advance: Callable[[int], object] = lambda _: None
@@ -89,7 +84,7 @@ class DocumentEncoder:
                     for index, pixels in pictures:
                         equal = waiting[pixels.shape]
                         equal.append(_Fitted(draft, index, pixels))
-                        if len(equal) == self.batch_size:
+                        if len(equal) == min(self.batch_size, max(1, 3 * BATCH_PIXELS // pixels.size)):
                             self._fill(equal)
                             equal.clear()
                     drafts.append(draft)
@@ -100,29 +95,24 @@ class DocumentEncoder:
         return [draft.finish() for draft in drafts]
 
     def _pictures(self, document: Document) -> list[tuple[int, np.ndarray]]:
-        """(segment, uint8 [H, W, 3] or preprocessed float [3, H, W]) of the pictures of a document."""
+        """(segment, what the tokenizer takes) of the pictures of a document."""
         fitted: list[tuple[int, np.ndarray]] = []
         for number, segment in enumerate(document.segments):
             if segment.modality == IMAGE:
                 try:
-                    fitted.append((number, self._ready(decode(segment.data, min_side=1))))
+                    fitted.append((number, self.fitting.ready(decode(segment.data, min_side=1))))
                 except ValueError as error:
                     raise ValueError(f"sample {document.key!r}: segment {number}: {error}") from None
             elif segment.modality != TEXT:
                 raise ValueError(f"sample {document.key!r}: there is no tokenizer for {segment.modality}")
         return fitted
 
-    def _ready(self, picture: Image) -> np.ndarray:
-        if self.preprocessing is not None:
-            return self.preprocessing(picture).numpy()
-        return fit(picture, self.buckets)
-
     @torch.inference_mode()
     def _fill(self, equal: Sequence["_Fitted"]) -> None:
         """Encode pictures of one size and put their codes in their places."""
         pictures = torch.from_numpy(np.stack([fitted.pixels for fitted in equal])).to(self.device)
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-            pixels = pictures if self.preprocessing else to_pixels(pictures)
+            pixels = pictures if pictures.is_floating_point() else to_pixels(pictures)
             codes = self.image.encode(pixels).cpu().numpy()
         for fitted, grid in zip(equal, codes, strict=True):
             fitted.draft.segments[fitted.segment] = TokenSegment(IMAGE, grid)
@@ -149,7 +139,7 @@ class _Draft:
 
 
 class _Fitted(NamedTuple):
-    """A picture on its way to the tokenizer, as `_ready` made it, and its place."""
+    """A picture on its way to the tokenizer, as the fitting made it, and its place."""
 
     draft: _Draft
     segment: int

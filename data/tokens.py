@@ -85,7 +85,8 @@ class TokenDataset:
     def grammar(self) -> DocumentGrammar:
         """How these documents are written."""
         grammars = {name: BlockGrammar(**fields) for name, fields in self.record.get("grammars", {}).items()}
-        return document_grammar(self.vocabulary, self.record["digit_ids"], grammars)
+        max_side = self.record.get("max_side", 256)
+        return document_grammar(self.vocabulary, self.record["digit_ids"], grammars, max_side)
 
     def __len__(self) -> int:
         return int(self._starts[-1])

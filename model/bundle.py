@@ -77,6 +77,7 @@ class Omnigram:
         Picture i has the seed `seed + i` and is the same in any batch. ValueError, in one line, for an unknown style,
         no words, too many words, or a size that is no multiple of `patch`.
         """
+        self.codec.check_draws()
         grid = self.codec.grid(size)
         texts = [self.card.prompt(text, style) for text in ([words] if isinstance(words, str) else words)]
         codes = tasks.draw(self.sampler, texts, n, size=grid, seed=seed, sampling=sampling, batch_size=batch_size)
@@ -102,6 +103,7 @@ class Omnigram:
         """
         if style is not None and words is None:
             raise ValueError(f"style {style!r} belongs to words: say in words what the picture shows")
+        self.codec.check_draws()
         codes = self.codes(picture)
         if not 0 < rows < len(codes):
             raise ValueError(
@@ -125,6 +127,7 @@ class Omnigram:
         sampling: Settings | None = None,
     ) -> list[str | Image.Image]:
         """Text and pictures continued by more text and `pictures` more pictures; the whole page comes back."""
+        self.codec.check_draws()
         begun: list[Piece] = [part if isinstance(part, str) else Block(self.codes(part)) for part in segments]
         [sample] = tasks.page(
             self.sampler,

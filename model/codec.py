@@ -3,11 +3,13 @@
     vocabulary.json, image/          the vocabulary and the image tokenizer, if there is one
     text.model, or tokenizer.json    the text tokenizer: ours, or that of an imported model
     omnigram.json                    the card: wording, sizes, sampling, identities
+    source/                          small files of the model that was imported, as they came
 
 Dimensions: H rows and W columns of codes; pictures are PIL images of patch * H by patch * W pixels.
 """
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Self
 
@@ -27,7 +29,7 @@ from ..tokenizers.vocabulary import TEXT, Vocabulary
 from .card import Card
 from .generation.prompts import Writer
 
-CARD, VOCABULARY, IMAGE_MODEL = "omnigram.json", "vocabulary.json", "image"
+CARD, VOCABULARY, IMAGE_MODEL, SOURCE = "omnigram.json", "vocabulary.json", "image", "source"
 
 
 class Codec:
@@ -52,14 +54,15 @@ class Codec:
         _check_sizes(vocabulary, text_tokenizer, image_tokenizer)
         self.card = dataclasses.replace(card, identities=identities)
         self.vocabulary, self.text_tokenizer, self._image_tokenizer = vocabulary, text_tokenizer, image_tokenizer
-        digit_ids = {}
+        self.digit_ids: dict[str, int] = {}  # of the digits, where a grammar writes sizes with them
         if any(block.size == "digits" for block in block_grammars(vocabulary, card.grammars).values()):
-            digit_ids = {s: int(vocabulary.encode(TEXT, code)) for s, code in text_tokenizer.digit_ids.items()}
-        self.grammar = document_grammar(vocabulary, digit_ids, card.grammars, card.max_side)
+            self.digit_ids = {s: int(vocabulary.encode(TEXT, code)) for s, code in text_tokenizer.digit_ids.items()}
+        self.grammar = document_grammar(vocabulary, self.digit_ids, card.grammars, card.max_side)
         if "image" in self.grammar.blocks:
             for height, width in card.sizes:
                 self.grammar.blocks["image"].check_size(height, width)
         self.writer = Writer(self.grammar, text_tokenizer)
+        self.source: Path | None = None  # a folder of small files that `save` passes on
 
     @property
     def image_tokenizer(self) -> PixelTokenizer:
@@ -72,6 +75,19 @@ class Codec:
     def patch(self) -> int:
         """Pixels a side of one code."""
         return self.image_tokenizer.patch
+
+    @property
+    def is_published(self) -> bool:
+        """Whether pictures are fitted and written as an imported model does it, not as the data has them."""
+        return bool(self.card.grammars) or self.card.preprocessing is not None
+
+    def check_draws(self) -> None:
+        """ValueError if pictures can be read but not drawn."""
+        if not self.image_tokenizer.can_decode:
+            raise ValueError(
+                "this model's image tokenizer has no decoder, so it cannot draw: "
+                "import it again with --image-tokenizer vqgan.ckpt"
+            )
 
     def grid(self, size: tuple[int, int] | None) -> tuple[int, int]:
         """(height, width) in pixels -> (H, W); None is the first size trained on. ValueError for a part of a code."""
@@ -87,8 +103,8 @@ class Codec:
 
         By default: over white, cropped and resized to the nearest size trained on.
         """
-        weight = next(self.image_tokenizer.parameters())
-        return self.image_tokenizer.encode(self._pixels(picture)[None].to(weight))[0].cpu().numpy()
+        device = next(self.image_tokenizer.parameters()).device
+        return self.image_tokenizer.encode(self._pixels(picture)[None].to(device))[0].cpu().numpy()
 
     def picture(self, codes: ArrayLike) -> Image.Image:
         """The picture of a grid of codes [H, W]."""
@@ -107,6 +123,8 @@ class Codec:
         self.text_tokenizer.save(folder / (TEXT_MODEL if ours else TOKENIZER_JSON))
         if self._image_tokenizer is not None:
             self._image_tokenizer.save_pretrained(folder / IMAGE_MODEL)
+        if self.source is not None:
+            shutil.copytree(self.source, folder / SOURCE, dirs_exist_ok=True)
         (folder / CARD).write_text(self.card.to_json())
 
     @classmethod
@@ -123,9 +141,12 @@ class Codec:
         if "image" in card.identities or (folder / IMAGE_MODEL).is_dir():
             image_tokenizer = load_image_tokenizer(folder / IMAGE_MODEL).to(device)
         try:
-            return cls(vocabulary, text_tokenizer, image_tokenizer, card)
+            codec = cls(vocabulary, text_tokenizer, image_tokenizer, card)
         except ValueError as fault:
             raise ValueError(f"{folder}: {fault}") from None
+        if (folder / SOURCE).is_dir():
+            codec.source = folder / SOURCE
+        return codec
 
     def _pixels(self, picture: Image.Image) -> Float[Tensor, "3 h w"]:
         if self.card.preprocessing is not None:

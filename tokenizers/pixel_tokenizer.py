@@ -39,6 +39,11 @@ class PixelTokenizer(nn.Module, ABC):
     def codebook_size(self) -> int: ...
 
     @property
+    def can_decode(self) -> bool:
+        """Whether it has a decoder; some published ones have none."""
+        return True
+
+    @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What `from_settings` makes the same tokenizer of, but for its weights; goes into config.json."""
@@ -56,12 +61,12 @@ class PixelTokenizer(nn.Module, ABC):
 
     @torch.no_grad()
     def encode(self, pixels: Float[Tensor, "b 3 height width"]) -> Int[Tensor, "b h w"]:
-        """Pixels -> ids of codes, in eval mode whatever the mode: nothing of the tokenizer changes.
+        """Pixels of any float type -> ids of codes, in eval mode whatever the mode: nothing of the tokenizer changes.
 
         Raises ValueError if a side is no multiple of `patch`.
         """
         with self._evaluating():
-            return self._ids(pixels)
+            return self._ids(pixels.to(next(self.parameters()).dtype))
 
     @torch.no_grad()
     def decode(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:

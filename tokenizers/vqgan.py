@@ -239,6 +239,10 @@ class VQGAN(PixelTokenizer):
         return self.config.codebook_size
 
     @property
+    def can_decode(self) -> bool:
+        return self.config.decoder
+
+    @property
     def settings(self) -> dict[str, Any]:
         return dataclasses.asdict(self.config)
 

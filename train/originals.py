@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.pictures import aspect_buckets, decode, fit
+from ..data.fitting import Fitting
+from ..data.pictures import decode
 from ..data.record import DOCUMENTS, read_record
 from ..data.shards import read_shard
 from ..data.tokens import TokenDataset
@@ -20,14 +21,13 @@ def original_pictures(dataset: TokenDataset, keys: Collection[str]) -> dict[str,
     record = read_record(folder, DOCUMENTS)
     if record["identity"] != made_from["dataset"]["identity"]:
         raise ValueError(f"{folder} is not the data set that {dataset.folder} was made from: make the tokens again")
-    resolution = int(made_from["resolution"])
-    buckets = aspect_buckets(resolution * resolution, int(dataset.record["patch"]), float(made_from["max_ratio"]))
+    fitting = Fitting.of(made_from, int(dataset.record["patch"]))
     found: dict[str, np.ndarray] = {}
     for shard in record["splits"][dataset.split]["shards"]:
         for document in read_shard(folder / shard["file"]):
             if document.key in keys:
                 data = next(segment.data for segment in document.segments if segment.modality == "image")
-                found[document.key] = fit(decode(data), buckets)
+                found[document.key] = fitting.shown(decode(data))
     return found
 
 

@@ -7,6 +7,7 @@
 5. metrics.json with held-out numbers, samples.png
 """
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,24 +23,21 @@ from ..data.loader import Loader, LoaderConfig, Seen
 from ..data.packing import PackedBatch
 from ..data.tokens import TokenDataset
 from ..model.bundle import Omnigram, read_decoder
-from ..model.card import Card
-from ..model.codec import Codec, read_card
+from ..model.codec import CARD, Codec, read_card
 from ..model.configuration import OmnigramConfig
 from ..model.decoder import OmnigramForCausalLM
 from ..model.generation.choice import Sampling
 from ..model.size import flops_per_token
-from ..tokenizers.pixel_tokenizer import PixelTokenizer
 from .checkpointing import Checkpoints, Steps, load_step
 from .compose import build
 from .heldout import HeldOut
 from .machine import check_compiler, fit, make_trainer, prepare
 from .pretrain_metrics import EvaluationSettings, evaluate_pretraining
-from .pretraining import Pretraining
+from .pretraining import Pretraining, softmax_partitions
 from .progress import TrainingProgress
 from .runs import Run, open_run, write_config
-from .tokenizer import tokenizer_run
+from .tokenizer import named_tokenizers, read_tokenizers, tokenizer_run
 from .tokens import make_tokens
-from .trained_tokenizers import TrainedTokenizers, read_tokenizers
 
 EXPORT = "export"
 # settings of the trainer that change how a run is watched, not what it makes
@@ -60,6 +58,7 @@ def pretrain(config: DictConfig) -> Path:
     _sampling(config)
     if config.trainer.compile:
         check_compiler(device)
+    _check_tokenizers(config)
     folder = make_tokens(config)
     tokens = TokenDataset(folder, "train")
     decoder = model_config(config, tokens)
@@ -69,11 +68,11 @@ def pretrain(config: DictConfig) -> Path:
         if run.finished:
             return run.folder
         write_config(run, OmegaConf.to_yaml(config, resolve=True))
-        tokenizers = read_tokenizers(tokenizer_run(config), device)
-        module = _train(run, config, decoder, tokens, tokenizers)
+        codec = read_tokenizers(tokenizer_run(config), device)
+        module = _train(run, config, decoder, tokens, codec)
         if not (run.folder / EXPORT).exists():
             with publish_folder(run.folder / EXPORT) as partial:
-                bundle(module.model, tokens, tokenizers, config).save_pretrained(partial)
+                bundle(module.model, tokens, codec, config).save_pretrained(partial)
         measured = measure(run.folder, folder, config)
         run.finish({**measured, **_training_numbers(module), "model": model_name, "seed": config.seed})
         console = Console(stderr=True)
@@ -184,23 +183,32 @@ def _decoder_config(config: DictConfig, **ids: Any) -> OmnigramConfig:
     return made
 
 
-def bundle(
-    model: OmnigramForCausalLM, tokens: TokenDataset, tokenizers: TrainedTokenizers, config: DictConfig
-) -> Omnigram:
+def bundle(model: OmnigramForCausalLM, tokens: TokenDataset, codec: Codec, config: DictConfig) -> Omnigram:
     """The decoder with the tokenizers of its tokens: what is exported."""
     record = tokens.record
     sizes = record["splits"]["train"].get("grids") or {}
     shapes = tuple(tuple(int(side) for side in name.split("x")) for name in sorted(sizes, key=lambda n: -sizes[n]))
-    card = Card(
+    card = dataclasses.replace(
+        codec.card,
         prompt_template=record["prompt_template"],
         styles=tuple(record["styles"]),
-        sizes=shapes,  # pyright: ignore[reportArgumentType]
-        grammars=tokenizers.grammars,
-        preprocessing=tokenizers.preprocessing,
+        sizes=shapes,
         sampling=_sampling(config),
     )
-    assert isinstance(tokenizers.image, PixelTokenizer)
-    return Omnigram(model, Codec(tokens.vocabulary, tokenizers.text, tokenizers.image.to(model.device), card))
+    made = Codec(codec.vocabulary, codec.text_tokenizer, codec.image_tokenizer.to(model.device), card)
+    made.source = codec.source
+    return Omnigram(model, made)
+
+
+def _check_tokenizers(config: DictConfig) -> None:
+    """ValueError for tokenizers of an export with which this configuration cannot end well."""
+    folder = named_tokenizers(config)
+    if folder is None or not (folder / CARD).is_file():
+        return
+    codec = read_tokenizers(folder)
+    codec.check_draws()
+    if config.loss.partitioned:
+        softmax_partitions(codec.vocabulary)
 
 
 def _sampling(config: DictConfig) -> dict[str, Sampling]:
@@ -224,9 +232,7 @@ class _Batches(IterableDataset[PackedBatch]):
         yield from Loader(self.tokens, self.tokens.grammar(), options, state=self.module.data_state)
 
 
-def _train(
-    run: Run, config: DictConfig, decoder: OmnigramConfig, tokens: TokenDataset, tokenizers: TrainedTokenizers
-) -> Pretraining:
+def _train(run: Run, config: DictConfig, decoder: OmnigramConfig, tokens: TokenDataset, codec: Codec) -> Pretraining:
     """Train to the last step, from the newest checkpoint on."""
     torch.manual_seed(config.seed)
     start = start_of(config)
@@ -250,7 +256,7 @@ def _train(
     callbacks: list[Callback] = [
         Steps(config.seed),
         TrainingProgress("pre-training", steps),
-        HeldOut(tokens, lambda model: bundle(model, tokens, tokenizers, config), run.folder, config),
+        HeldOut(tokens, lambda model: bundle(model, tokens, codec, config), run.folder, config),
         Checkpoints(run.checkpoints, config.trainer.checkpoint_every_n_steps, steps),
     ]
     if config.trainer.compile:

@@ -21,11 +21,13 @@ from ..data.artefact import atomic_write, publish_folder
 from ..data.picture_batches import Pictures, PictureStream
 from ..data.pictures import buckets_of
 from ..data.shards import read_shard
+from ..model.codec import CARD, IMAGE_MODEL, Codec
 from ..tokenizers.convolutional import NetworkConfig
 from ..tokenizers.image import ImageTokenizer, to_pixels, to_uint8
 from ..tokenizers.published_text import TEXT_MODEL
 from ..tokenizers.quantizer import QuantizerConfig
 from ..tokenizers.text import TextTokenizer
+from ..tokenizers.vocabulary import Vocabulary
 from .checkpointing import Checkpoints, Steps, load_step
 from .curves import log_picture
 from .image_tokenizer import ImageTokenizerTraining
@@ -36,7 +38,6 @@ from .runs import Run, open_run, write_config
 from .shards import make_shards
 from .tokenizer_metrics import measure_codebook, measure_reconstruction
 
-IMAGE_MODEL = "image"  # in the folder of a run, beside the TEXT_MODEL
 GRID = "reconstructions.png"
 GRID_PICTURES = 32
 # settings of the trainer that change how a run is watched, not what it makes
@@ -80,12 +81,29 @@ def make_tokenizer(config: DictConfig) -> Path:
 
 
 def tokenizer_run(config: DictConfig) -> Path:
-    """The folder whose tokenizers make the tokens.
+    """The folder whose tokenizers make the tokens: the one named, or the run of `config.tokenizer`, made if lacking."""
+    return named_tokenizers(config) or make_tokenizer(config)
 
-    What `tokens.tokenizer` names, else the export that is trained on (model=export), else that of `config.tokenizer`.
-    """
+
+def named_tokenizers(config: DictConfig) -> Path | None:
+    """What `tokens.tokenizer` names, else the export that is trained on (model=export)."""
     named = config.tokens.tokenizer or config.model.get("path")
-    return Path(named) if named else make_tokenizer(config)
+    return Path(named) if named else None
+
+
+def read_tokenizers(folder: Path, device: torch.device | str = "cpu") -> Codec:
+    """Those of a run of `omnigram tokenizer`, numbered one after the other, or of an export, which may be an import.
+
+    FileNotFoundError or ValueError, in one line, for a folder that is neither or is damaged.
+    """
+    if (folder / CARD).is_file():
+        return Codec.load(folder, device)
+    for part in (TEXT_MODEL, IMAGE_MODEL):
+        if not (folder / part).exists():
+            raise FileNotFoundError(f"{folder / part} is missing: train the tokenizers first, or set tokens.tokenizer=")
+    text = TextTokenizer.load(folder / TEXT_MODEL)
+    image = ImageTokenizer.from_pretrained(folder / IMAGE_MODEL).to(device)
+    return Codec(Vocabulary.appended(text.size, codebooks={"image": image.codebook_size}), text, image)
 
 
 def _made_from(config: DictConfig, pictures: Pictures) -> dict[str, Any]:

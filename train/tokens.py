@@ -9,7 +9,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,14 @@ from ..data.artefact import (
 )
 from ..data.document import Document, TokenDocument
 from ..data.encoding import DocumentEncoder
+from ..data.fitting import Fitting
 from ..data.record import DATASET, DOCUMENTS, FORMAT_VERSION, TOKENS, VOCABULARY, read_record
 from ..data.shards import RECORDS, ShardError, parse_sample, read_samples, write_shard
+from ..model.codec import Codec
 from ..tokenizers.vocabulary import TEXT
 from .machine import choose_device
 from .shards import make_shards
-from .tokenizer import tokenizer_run
-from .trained_tokenizers import TrainedTokenizers, read_tokenizers
+from .tokenizer import read_tokenizers, tokenizer_run
 
 
 def make_tokens(config: DictConfig) -> Path:
@@ -49,28 +50,39 @@ def make_tokens(config: DictConfig) -> Path:
     options = config.tokens
     folder = tokenizer_run(config)
     device = choose_device(options.device, "tokens.device")
-    tokenizers = read_tokenizers(folder, device)
+    codec = read_tokenizers(folder, device)
     return write_tokens(
         make_shards(config),
-        tokenizers,
-        Fitting(int(options.resolution), float(options.max_ratio)),
+        codec,
+        fitting_of(codec, int(options.resolution), float(options.max_ratio)),
         batch_size=int(options.batch_size),
         workers=int(options.workers),
         device=device,
     )
 
 
-@dataclass(frozen=True)
-class Fitting:
-    """How pictures become inputs of an image tokenizer trained here; part of what the tokens are."""
+def fitting_of(codec: Codec, resolution: int, max_ratio: float) -> Fitting:
+    """How pictures are fitted: as an imported model does it, else as `resolution` and `max_ratio` say."""
+    if codec.card.preprocessing is not None:
+        return Fitting(codec.patch, preprocessing=codec.card.preprocessing)
+    if codec.is_published:
+        sizes = tuple((height * codec.patch, width * codec.patch) for height, width in codec.card.sizes)
+        return Fitting(codec.patch, sizes=sizes)
+    return Fitting(codec.patch, resolution, max_ratio)
 
-    resolution: int  # pixels: side of the square whose area pictures get
-    max_ratio: float = 1.0  # of the longer to the shorter side; 1 crops all to squares
+
+def published(codec: Codec) -> dict[str, Any]:
+    """How an imported model numbers and writes its codes, as JSON has it; empty for one trained here."""
+    if not codec.is_published:
+        return {}
+    grammars = {name: asdict(grammar) for name, grammar in sorted(codec.card.grammars.items())}
+    fields = {"vocabulary": codec.vocabulary.identity, "grammars": grammars, "max_side": codec.card.max_side}
+    return json.loads(json.dumps(fields))
 
 
 def write_tokens(
     source: Path,
-    tokenizers: TrainedTokenizers,
+    codec: Codec,
     fitting: Fitting,
     *,
     batch_size: int = 64,
@@ -80,24 +92,21 @@ def write_tokens(
 ) -> Path:
     """`make_tokens` with the tokenizers at hand. The folder of tokens stands beside `source`."""
     documents = read_record(source, DOCUMENTS)
-    text, image, published = tokenizers.text, tokenizers.image, tokenizers.published
-    fitted = {} if tokenizers.preprocessing else asdict(fitting)
-    tokenizer = identity(text.identity, image.identity, *fitted.values(), *([published] if published else []))
+    text, image, written = codec.text_tokenizer, codec.image_tokenizer, published(codec)
+    tokenizer = identity(text.identity, image.identity, *fitting.record.values(), *([written] if written else []))
     folder = source.with_name(f"{source.name}-{tokenizer[:12]}")
     made_from = {
         "format_version": FORMAT_VERSION,
         "dataset": {"name": documents["name"], "identity": documents["identity"]},
         "text_tokenizer": text.identity,
         "image_tokenizer": image.identity,
-        **fitted,
-        **published,
+        **fitting.record,
+        **written,
     }
     if _finished(folder, made_from):
         return folder
-    vocabulary, digit_ids = tokenizers.vocabulary, tokenizers.digit_ids
-    encoder = DocumentEncoder(
-        text, image, fitting.resolution, fitting.max_ratio, batch_size, workers, device, tokenizers.preprocessing
-    )
+    vocabulary, digit_ids = codec.vocabulary, codec.digit_ids
+    encoder = DocumentEncoder(text, image, fitting, batch_size, workers, device)
     console = console or Console(stderr=True)
     with FolderLock(folder):
         if _finished(folder, made_from):  # by the run that held the lock
@@ -113,7 +122,8 @@ def write_tokens(
             "tokenizer": tokenizer,
             "vocabulary": vocabulary.identity,
             "digit_ids": digit_ids,
-            "grammars": published.get("grammars", {}),
+            "grammars": written.get("grammars", {}),
+            "max_side": codec.card.max_side,
             "patch": image.patch,
             **{name: documents[name] for name in ("license", "attribution", "prompt_template", "styles")},
             "splits": splits,

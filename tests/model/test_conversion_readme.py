@@ -19,8 +19,11 @@ SECTION = README.partition("## Published models")[2].partition("\n## ")[0]
 
 
 def commands() -> list[list[str]]:
-    [first, *_] = re.findall(r"^```sh\n(.*?)^```", SECTION, re.MULTILINE | re.DOTALL)
-    return [shlex.split(line)[1:] for line in first.splitlines()]
+    """Those that convert and ask; the training on exports composes in tests/test_readme.py and runs in
+    test_imported_road.py."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", SECTION, re.MULTILINE | re.DOTALL)
+    lines = [shlex.split(line)[1:] for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line[0] != "pretrain"]
 
 
 @pytest.mark.filterwarnings("ignore:transformers. chameleon has no image decoder")  # both are said, and right

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from omnigram.data.artefact import atomic_write_json, file_sha256, identity
 from omnigram.data.document import Document, Segment
+from omnigram.data.fitting import Fitting
 from omnigram.data.record import DOCUMENTS
 from omnigram.data.shards import shard_name, write_shard
 from omnigram.model.bundle import Omnigram
@@ -26,8 +27,7 @@ from omnigram.tokenizers.image import ImageTokenizer
 from omnigram.tokenizers.text import TextTokenizer
 from omnigram.tokenizers.vocabulary import Vocabulary
 from omnigram.train.captioned_pictures import CaptionedPicture
-from omnigram.train.tokens import Fitting, write_tokens
-from omnigram.train.trained_tokenizers import TrainedTokenizers
+from omnigram.train.tokens import write_tokens
 
 STYLES, CODES, PATCH = ("flat", "round"), 16, 8
 NAMES = ("red apple", "green pear", "blue plum", "yellow lemon", "red plum", "green apple", "blue pear", "big lemon")
@@ -102,9 +102,9 @@ def world(folder: Path) -> Path:
         record["splits"][split] = {"documents": len(pairs), "shards": [shard]}
     record["identity"] = identity(record["splits"])
     atomic_write_json(folder / "dataset.json", record)
-    return write_tokens(
-        folder, TrainedTokenizers(words(), palette()), Fitting(2 * PATCH), batch_size=4, workers=1, console=QUIET
-    )
+    vocabulary = Vocabulary.appended(words().size, codebooks={"image": CODES})
+    codec = Codec(vocabulary, words(), palette())
+    return write_tokens(folder, codec, Fitting(PATCH, 2 * PATCH), batch_size=4, workers=1, console=QUIET)
 
 
 def tiny(seed: int = 0) -> Omnigram:

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -16,17 +17,20 @@ from rich.console import Console
 from omnigram.data.artefact import atomic_write_json, file_sha256, identity
 from omnigram.data.document import Document, Segment
 from omnigram.data.encoding import DocumentEncoder
+from omnigram.data.fitting import Fitting
 from omnigram.data.record import DOCUMENTS
 from omnigram.data.shards import read_token_shard, shard_name, write_shard
 from omnigram.data.tokens import TokenDataset
 from omnigram.data.validate import validate
+from omnigram.model.codec import Codec
 from omnigram.tokenizers.convolutional import NetworkConfig
 from omnigram.tokenizers.image import ImageTokenizer
+from omnigram.tokenizers.pixel_tokenizer import PixelTokenizer
 from omnigram.tokenizers.quantizer import QuantizerConfig
 from omnigram.tokenizers.text import TextTokenizer
+from omnigram.tokenizers.vocabulary import Vocabulary
 from omnigram.train import tokens
-from omnigram.train.tokens import Fitting, make_tokens, write_tokens
-from omnigram.train.trained_tokenizers import TrainedTokenizers
+from omnigram.train.tokens import make_tokens, write_tokens
 
 QUIET = Console(file=io.StringIO())
 NETWORK = NetworkConfig(stem=8, channels=[8], encoder_blocks=[1], decoder_blocks=[1], spatial_norm=False)
@@ -99,9 +103,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 def write(
     folder: Path, text: TextTokenizer, image: MeanTokenizer | None = None, side: int = 16, ratio: float = 1
 ) -> Path:
-    return write_tokens(
-        folder, TrainedTokenizers(text, image or MeanTokenizer()), Fitting(side, ratio), batch_size=4, console=QUIET
-    )
+    image = image or MeanTokenizer()
+    vocabulary = Vocabulary.appended(text.size, codebooks={"image": image.codebook_size})
+    codec = Codec(vocabulary, text, cast(PixelTokenizer, image))
+    return write_tokens(folder, codec, Fitting(image.patch, side, ratio), batch_size=4, console=QUIET)
 
 
 def test_every_document_has_the_codes_of_its_text_and_picture(folder: Path, text: TextTokenizer) -> None:
@@ -251,7 +256,7 @@ class TestRefusals:
 
     def test_settings(self, text: TextTokenizer) -> None:
         with pytest.raises(ValueError, match="batch_size=0"):
-            DocumentEncoder(text, MeanTokenizer(), 16, batch_size=0)
+            DocumentEncoder(text, MeanTokenizer(), Fitting(8, 16), batch_size=0)
 
 
 def test_the_step_reads_a_tokenizer_run(
