@@ -3,6 +3,9 @@
 import errno
 import json
 import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 
 from omnigram.data.artefact import (
+    FolderBusyError,
     atomic_file,
     atomic_write,
     atomic_write_json,
@@ -66,6 +70,8 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, place):
         make_folder(tmp_path / place)
     with pytest.raises(NotADirectoryError, match="choose another one"):
         atomic_write(tmp_path / place / "a.txt", "x")
+    with pytest.raises(NotADirectoryError, match="choose another one"):
+        publish_folder(tmp_path / place / "run").__enter__()
 
 
 def test_json_is_readable(tmp_path):
@@ -91,6 +97,109 @@ def test_a_folder_is_published_whole(tmp_path):
     with pytest.raises(FileExistsError, match="exists already"), publish_folder(path):
         pass
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_empty_folder_is_filled_and_nothing_else_is_overwritten(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with publish_folder(tmp_path / "empty") as partial:
+        (partial / "a").write_text("1")
+    assert (tmp_path / "empty" / "a").read_text() == "1"
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("file", "link", "empty"):
+        with pytest.raises(FileExistsError, match=f"{name} exists already: remove it"), publish_folder(tmp_path / name):
+            pass
+
+
+@pytest.mark.parametrize("fault", [RuntimeError, KeyboardInterrupt])
+def test_parents_that_were_made_go_again(tmp_path, fault):
+    (tmp_path / "old").mkdir()
+    with pytest.raises(fault), publish_folder(tmp_path / "old" / "deep" / "deeper" / "run"):
+        raise fault
+    assert list(tmp_path.rglob("*")) == [tmp_path / "old"]
+
+
+def test_room_is_asked_for_first(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    with publish_folder(tmp_path / "fits", free // 2) as partial:
+        (partial / "a").touch()
+    with pytest.raises(OSError, match=r"large needs \S+ GB, and the disk has \S+ GB free: free some space") as caught:
+        publish_folder(tmp_path / "deep" / "large", 4 * free).__enter__()
+    assert caught.value.errno == errno.ENOSPC
+    assert [path.name for path in tmp_path.iterdir()] == ["fits"]
+
+
+def test_one_fills_a_folder_at_a_time(tmp_path):
+    with publish_folder(tmp_path / "run") as partial:
+        (partial / "a").touch()
+        with pytest.raises(FolderBusyError, match=r"another run is filling .*run: wait for it, or choose another"):
+            publish_folder(tmp_path / "run").__enter__()
+        assert (partial / "a").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+RACE = """
+import sys
+from omnigram.data.artefact import FolderBusyError, publish_folder
+print("ready", flush=True)
+sys.stdin.readline()
+while True:
+    try:
+        with publish_folder(sys.argv[1]) as partial:
+            for name in "abc":
+                (partial / name).write_text(sys.argv[2])
+        print("won")
+    except FolderBusyError:
+        continue
+    except FileExistsError:
+        print("lost")
+    break
+"""
+
+
+def test_of_several_at_once_one_wins_whole(tmp_path):
+    """The folder is renamed away under those who wait for it."""
+    command = [sys.executable, "-c", RACE, str(tmp_path / "run")]
+    runs = [
+        subprocess.Popen([*command, str(number)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for number in range(3)
+    ]
+    for run in runs:
+        assert run.stdout.readline() == "ready\n"
+    for run in runs:
+        run.stdin.write("go\n")
+        run.stdin.flush()
+    said = [run.communicate()[0].strip() for run in runs]
+    assert sorted(said) == ["lost", "lost", "won"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert {(tmp_path / "run" / name).read_text() for name in "abc"} == {str(said.index("won"))}
+
+
+KILLED = """
+import os, signal, sys
+from omnigram.data.artefact import publish_folder
+with publish_folder(sys.argv[1]) as partial:
+    (partial / "half").mkdir()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_kill_left_goes_with_the_next_run(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "run")], check=False)
+    assert [path.name for path in tmp_path.iterdir()] == [".run.partial"]
+    with publish_folder(tmp_path / "run") as partial:
+        assert list(partial.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_all_of_a_folder_reaches_the_disk(tmp_path, monkeypatch):
+    synced = set()
+    monkeypatch.setattr("os.fsync", lambda handle: synced.add(os.fstat(handle).st_ino))
+    with publish_folder(tmp_path / "run") as partial:
+        (partial / "deep").mkdir()
+        (partial / "deep" / "small.json").write_text("{}")
+    there = [tmp_path, *(tmp_path / "run").rglob("*"), tmp_path / "run"]
+    assert {path.stat().st_ino for path in there} == synced
 
 
 def test_only_what_is_half_written_is_removed(tmp_path):
