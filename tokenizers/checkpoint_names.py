@@ -32,9 +32,12 @@ def taming_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tokenizer's tensors of a taming checkpoint, such as Meta's vqgan.ckpt.
 
     Lightning's `state_dict` is unwrapped; what served the training loss (`loss.…`: discriminator, LPIPS) is left out.
+    ValueError for a `state_dict` that is none.
     """
     state = checkpoint.get("state_dict", checkpoint)
-    return {name: tensor for name, tensor in state.items() if not name.startswith("loss.")}
+    if not isinstance(state, Mapping):
+        raise ValueError(f"its state_dict is a {type(state).__name__}, no tensors by name")
+    return {name: tensor for name, tensor in state.items() if not str(name).startswith("loss.")}
 
 
 def from_llamagen(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

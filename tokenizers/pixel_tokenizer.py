@@ -6,7 +6,7 @@ Dimensions: B batch, H W pixels, h w grid of codes (H / patch, W / patch).
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -104,8 +104,12 @@ class PixelTokenizer(nn.Module, ABC):
     @property
     def identity(self) -> str:
         """SHA-256 in hex over the configuration and every weight: tokens belong to one identity."""
+        return self.identity_with(sorted(self.state_dict().items()))
+
+    def identity_with(self, weights: Iterable[tuple[str, Tensor]]) -> str:
+        """The identity once these weights are loaded; they come in the order of their names, one at a time."""
         digest = hashlib.sha256(json.dumps(self._config(), sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
+        for name, tensor in weights:
             content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)  # numpy knows no bfloat16
             digest.update(name.encode() + content.numpy().tobytes())
         return digest.hexdigest()
@@ -115,10 +119,29 @@ class PixelTokenizer(nn.Module, ABC):
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write config.json and model.safetensors into `folder`, which is made."""
+        self.save_config(folder)
+        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, Path(folder) / WEIGHTS)
+
+    def save_config(self, folder: Path | str) -> None:
+        """Write config.json alone into `folder`, which is made."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS)
         (folder / CONFIG).write_text(json.dumps(self._config(), indent=2) + "\n")
+
+    @classmethod
+    def from_config(cls, folder: Path | str) -> Self:
+        """The tokenizer that config.json in a folder describes, with fresh weights; ValueError as `from_pretrained`."""
+        file = Path(folder) / CONFIG
+        kind, settings = _read_config(file)
+        if kind != cls.kind:
+            raise ValueError(
+                f"{file} is of an image tokenizer of kind {kind!r}, not {cls.kind!r}: "
+                "load_image_tokenizer reads every kind"
+            )
+        try:
+            return cls.from_settings(settings)
+        except (TypeError, KeyError, AttributeError, ArithmeticError, ValueError) as fault:
+            raise ValueError(f"{file} is not the configuration of an image tokenizer: {fault}") from None
 
     @classmethod
     def from_pretrained(cls, folder: Path | str) -> Self:
@@ -127,16 +150,7 @@ class PixelTokenizer(nn.Module, ABC):
         ValueError names the file that is missing, damaged or of another kind of tokenizer.
         """
         folder = Path(folder)
-        kind, settings = _read_config(folder)
-        if kind != cls.kind:
-            raise ValueError(
-                f"{folder / CONFIG} is of an image tokenizer of kind {kind!r}, not {cls.kind!r}: "
-                "load_image_tokenizer reads every kind"
-            )
-        try:
-            tokenizer = cls.from_settings(settings)
-        except (TypeError, KeyError, ValueError) as fault:
-            raise ValueError(f"{folder / CONFIG} is not the configuration of an image tokenizer: {fault}") from None
+        tokenizer = cls.from_config(folder)
         try:
             weights = load_file(folder / WEIGHTS)
         except FileNotFoundError:
@@ -149,27 +163,33 @@ class PixelTokenizer(nn.Module, ABC):
 
 def load_image_tokenizer(folder: Path | str) -> PixelTokenizer:
     """The image tokenizer in a folder, of the class that its config.json names; ValueError as `from_pretrained`."""
+    return image_tokenizer_class(folder).from_pretrained(folder)
+
+
+def image_tokenizer_class(folder: Path | str) -> type[PixelTokenizer]:
+    """The class that config.json in a folder names. ValueError if there is none."""
     from .image import ImageTokenizer  # here, for these files build on this one
     from .movqgan import MoVQGAN
     from .vqgan import VQGAN
 
     kinds: dict[str, type[PixelTokenizer]] = {each.kind: each for each in (ImageTokenizer, VQGAN, MoVQGAN)}
-    kind, _ = _read_config(Path(folder))
+    file = Path(folder) / CONFIG
+    kind, _ = _read_config(file)
     if kind not in kinds:
-        raise ValueError(f"{Path(folder) / CONFIG}: kind {kind!r} is none of {', '.join(kinds)}")
-    return kinds[kind].from_pretrained(folder)
+        raise ValueError(f"{file}: kind {kind!r} is none of {', '.join(kinds)}")
+    return kinds[kind]
 
 
-def _read_config(folder: Path) -> tuple[str, dict[str, Any]]:
+def _read_config(file: Path) -> tuple[str, dict[str, Any]]:
     """The kind, and the settings without it."""
     try:
-        settings = json.loads((folder / CONFIG).read_text())
+        settings = json.loads(file.read_text())
     except FileNotFoundError:
-        raise ValueError(f"{folder} holds no image tokenizer: {CONFIG} is missing") from None
+        raise ValueError(f"{file.parent} holds no image tokenizer: {CONFIG} is missing") from None
     except ValueError as fault:  # of JSON, or of its encoding
-        raise ValueError(f"{folder / CONFIG} is not the configuration of an image tokenizer: {fault}") from None
+        raise ValueError(f"{file} is not the configuration of an image tokenizer: {fault}") from None
     if not isinstance(settings, dict):
-        raise ValueError(f"{folder / CONFIG} is not the configuration of an image tokenizer: no object of settings")
+        raise ValueError(f"{file} is not the configuration of an image tokenizer: no object of settings")
     return str(settings.pop("kind", UNNAMED)), settings
 
 

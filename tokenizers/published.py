@@ -48,6 +48,10 @@ CHAMELEON_NAMES = {
     "image": "<image>",
 }
 CHAMELEON_OPTIONAL = ("eot", "image")
+
+# Tokens without a use of their own, whose ids transformers calls "<image>": its placeholder for codes.
+IMAGE_PLACEHOLDER = CHAMELEON_NAMES["image"]
+CHAMELEON_RESERVED, EMU3_RESERVED = "<reserved08707>", "<|extra_0|>"
 LUMINA_EOL, LUMINA_NUMBER = "<reserved08799>", "<reserved{:05d}>"  # the number n of 32 pixels a side is 8800 + n
 LUMINA_NUMBERS = range(1, 97)  # 3,072 pixels a side: beyond what it draws
 CHAMELEON_CODE = re.compile("IMGIMG([A-J]+)Z")

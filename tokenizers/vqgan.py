@@ -74,6 +74,9 @@ class VQGANConfig:
             object.__setattr__(self, name, tuple(int(n) for n in getattr(self, name) or ()))
         if self.attn_type == "none":  # as taming says it
             object.__setattr__(self, "attn_type", None)
+        for name in ("embed_dim", "codebook_size", "latent_channels", "resolution", "base_channels", "num_res_blocks"):
+            if not isinstance(getattr(self, name), int):
+                raise ValueError(f"{name} is {getattr(self, name)!r}: it must be a whole number")
         check_levels(self.base_channels, self.channel_multiplier, self.num_res_blocks)
         if self.resolution % self.patch:
             raise ValueError(f"resolution {self.resolution} must be a multiple of the patch of {self.patch} pixels")

@@ -165,10 +165,11 @@ def test_of_several_at_once_one_wins_whole(tmp_path):
         for number in range(3)
     ]
     for run in runs:
+        assert run.stdout
         assert run.stdout.readline() == "ready\n"
     for run in runs:
-        run.stdin.write("go\n")
-        run.stdin.flush()
+        assert run.stdin
+        print("go", file=run.stdin, flush=True)
     said = [run.communicate()[0].strip() for run in runs]
     assert sorted(said) == ["lost", "lost", "won"]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
