@@ -174,10 +174,14 @@ class Omnigram:
             raise ValueError(f"{folder}: {fault}") from None
 
 
-def read_configuration(path: Path | str, attn_implementation: str) -> OmnigramConfig:
-    """The configuration of an export's decoder, for going on with it. The errors of `read_card`."""
+def read_configuration(path: Path | str, attn_implementation: str, **dropouts: float | None) -> OmnigramConfig:
+    """The configuration of an export's decoder, for going on with it. The errors of `read_card`.
+
+    dropouts: embedding_dropout, attention_dropout, residual_dropout in place of the export's; None leaves its own.
+    """
     read_card(path)
-    return OmnigramConfig.from_pretrained(path, attn_implementation=attn_implementation)
+    changes: dict[str, Any] = {name: value for name, value in dropouts.items() if value is not None}
+    return OmnigramConfig.from_pretrained(path, attn_implementation=attn_implementation, **changes)
 
 
 def read_decoder(folder: Path, vocabulary: Vocabulary, options: Mapping[str, Any]) -> OmnigramForCausalLM:

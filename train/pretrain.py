@@ -114,12 +114,13 @@ def _chosen_model(config: DictConfig) -> str:
 
 
 def _made_from(config: DictConfig, tokens: TokenDataset) -> dict[str, Any]:
-    parts = {
+    parts: dict[str, Any] = {
         name: OmegaConf.to_container(config[name], resolve=True) for name in ("model", "loader", "loss", "optimizer")
     }
     if start := start_of(config):
         weights = sorted(start.glob("*.safetensors"))
-        parts["model"] = {"start": [(path.name, file_sha256(path)) for path in weights]}
+        parts["model"] = {name: value for name, value in parts["model"].items() if name != "path"}  # it may move
+        parts["model"]["start"] = [(path.name, file_sha256(path)) for path in weights]
     trainer = OmegaConf.to_container(config.trainer, resolve=True)
     assert isinstance(trainer, dict)
     kept = {name: value for name, value in trainer.items() if name not in WATCHING}

@@ -202,7 +202,7 @@ def test_an_export_is_trained_on(before_pretraining: tuple[Path, list[str]]):
     _, asked = before_pretraining
     first = pretrain(compose_config([*asked, "seed=3"]))
     again = [*asked, "seed=3", "model=export", f"model.path={first}/export", "trainer.max_steps=4"]
-    second = pretrain(compose_config(again))
+    second = pretrain(compose_config([*again, "model.residual_dropout=0.1"]))
     assert second.name.startswith("tiny-export-")
     records = [json.loads((run / "run.json").read_text())["made_from"] for run in (first, second)]
     assert records[0]["tokens"] == records[1]["tokens"]
@@ -212,6 +212,7 @@ def test_an_export_is_trained_on(before_pretraining: tuple[Path, list[str]]):
     assert losses[1][0] < losses[0][0]  # it begins where the first ended, not anew
     before, after = (Omnigram.from_pretrained(run / "export") for run in (first, second))
     assert before.vocabulary == after.vocabulary
+    assert [of.model.config.residual_dropout for of in (before, after)] == [0.0, 0.1]
     changed = [not torch.equal(*pair) for pair in zip(before.model.parameters(), after.model.parameters(), strict=True)]
     assert all(changed)
     with pytest.raises(FileNotFoundError, match=r"nothing is not an export of Omnigram: omnigram\.json is missing"):
