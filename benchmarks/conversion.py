@@ -29,9 +29,11 @@ from torch import Tensor
 from transformers import ChameleonConfig
 
 from omnigram.model.configuration import OmnigramConfig
+from omnigram.model.conversion.family import PREPROCESSOR
 from omnigram.model.conversion.meta import MetaModel
 from omnigram.model.conversion.safetensors_files import Planned, write_folder
 from omnigram.model.conversion.sources import decoder_tensors
+from omnigram.tokenizers.preprocessing import CHAMELEON_TRANSFORMERS
 from omnigram.tokenizers.published import CHAMELEON_NAMES, chameleon_code_name
 from omnigram.tokenizers.vqgan import TAMING, VQGAN, VQGANConfig
 
@@ -122,6 +124,7 @@ def save_as_transformers(folder: Path, config: OmnigramConfig, noise: Noise) -> 
         dtype="bfloat16",
     )
     theirs.save_pretrained(folder)
+    (folder / PREPROCESSOR).write_text(json.dumps(CHAMELEON_TRANSFORMERS.to_hf()))
     save_tokenizer(folder / "tokenizer.json", names)
 
 
@@ -213,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made = argparse.ArgumentParser(
         prog="benchmarks/conversion.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--gigabytes", type=float, default=6.0, help="at least so large a checkpoint (default 6)")
+    made.add_argument("--gigabytes", type=float, default=0.5, help="at least so large a checkpoint (default 0.5)")
     made.add_argument("--peer", action="store_true", help="measure transformers as well, which needs the memory")
     args = made.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="omnigram-conversion-") as name:

@@ -120,6 +120,10 @@ class OmnigramConfig(PreTrainedConfig):
             raise ValueError(
                 f"unknown model option {', '.join(unknown)}: remove it, or correct it (see OmnigramConfig)"
             )
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}: it must be a positive whole number")
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
@@ -167,17 +171,13 @@ class OmnigramConfig(PreTrainedConfig):
         """Refuses values that do not go together, in one line each."""
         assert self.num_key_value_heads is not None
         assert self.head_dim is not None
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}: it must be a positive whole number")
         if self.num_key_value_heads < 1 or self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_key_value_heads {self.num_key_value_heads} does not divide num_attention_heads "
                 f"{self.num_attention_heads}: choose a divisor"
             )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} is odd: rotary positions turn pairs, make it even")
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} is odd or below 2: rotary positions turn pairs, make it even")
         if self.qk_norm not in QK_NORMS:
             raise ValueError(f"qk_norm {self.qk_norm!r} is unknown: choose one of {', '.join(QK_NORMS)}")
         if self.qk_norm_per_head and self.qk_norm == "none":

@@ -155,7 +155,7 @@ def check_levels(base_channels: int, multipliers: Sequence[int], num_res_blocks:
             f"channel_multiplier {list(multipliers)} and num_res_blocks {num_res_blocks}: "
             "at least one level of at least one block"
         )
-    if any(base_channels * multiplier % GROUPS or multiplier < 1 for multiplier in (1, *multipliers)):
+    if base_channels < 1 or any(base_channels * each % GROUPS or each < 1 for each in (1, *multipliers)):
         raise ValueError(
             f"base_channels {base_channels} times channel_multiplier {list(multipliers)} "
             f"must be multiples of the {GROUPS} groups of the norms"

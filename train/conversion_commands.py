@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..model.conversion import Progress
 
-FORMATS = ("chameleon", "emu3", "llama")
+FORMATS, GRAMMARS = ("chameleon", "emu3", "llama"), ("lumina",)  # a test asks whether these are those there are
 SECONDS_BETWEEN_LINES = 30.0
 
 Add = Callable[[str, str, Sequence[str], Callable[[argparse.Namespace], int]], argparse.ArgumentParser]
@@ -41,7 +41,7 @@ def add_conversion_commands(add: Add) -> None:
     taken.add_argument("--text-tokenizer", type=Path, metavar="FILE", help="a tokenizer.json in place of SOURCE's")
     taken.add_argument(
         "--grammar",
-        choices=("lumina",),
+        choices=GRAMMARS,
         help="how SOURCE writes pictures, if not as its architecture does: lumina for Lumina-mGPT, a chameleon",
     )
     _writes(taken)

@@ -7,8 +7,8 @@ from typing import Any
 from transformers import ChameleonConfig, PreTrainedConfig
 
 from ...tokenizers.pixel_tokenizer import PixelTokenizer
-from ...tokenizers.preprocessing import CHAMELEON_TRANSFORMERS, Preprocessing
-from ...tokenizers.published import CHAMELEON_GRAMMAR, CHAMELEON_NAMES, chameleon_vocabulary
+from ...tokenizers.preprocessing import CHAMELEON, Preprocessing
+from ...tokenizers.published import CHAMELEON_GRAMMAR, CHAMELEON_NAMES, CHAMELEON_RESERVED, chameleon_vocabulary
 from ...tokenizers.vocabulary import Vocabulary
 from ...tokenizers.vqgan import VQGAN, VQGANConfig
 from ..card import Card
@@ -26,6 +26,7 @@ SAMPLING = {
 class Chameleon(Family):
     name = "chameleon"
     model_types = ("chameleon",)
+    reserved = CHAMELEON_RESERVED
 
     def parse(self, fields: Mapping[str, Any]) -> PreTrainedConfig:
         return ChameleonConfig(**fields)
@@ -46,7 +47,10 @@ class Chameleon(Family):
     def compose(self, ours: OmnigramConfig, image: PixelTokenizer | None, names: Mapping[str, int]) -> PreTrainedConfig:
         if not isinstance(image, VQGAN):
             kind = "no image tokenizer" if image is None else f"one of kind {image.kind}"
-            raise ValueError(f"a chameleon model holds an image tokenizer of kind vqgan, and here is {kind}")
+            raise ValueError(
+                f"a chameleon model holds an image tokenizer of kind vqgan, and here is {kind}: export it to another "
+                "format, llama holds the decoder alone"
+            )
         return ChameleonConfig(
             **shared(ours),
             swin_norm=ours.norm_order == "swin",
@@ -61,13 +65,20 @@ class Chameleon(Family):
     def card(self, image: PixelTokenizer | None, preprocessing: Preprocessing | None) -> Card:
         assert isinstance(image, VQGAN)
         side = image.config.resolution
-        preprocessing = preprocessing or replace(CHAMELEON_TRANSFORMERS, side=side, crop=(side, side))
-        height, width = preprocessing.crop or (side, side)
+        height, width = (preprocessing and preprocessing.crop) or (side, side)
         if height % image.patch or width % image.patch:
-            raise ValueError(f"pictures of {height} x {width} pixels: sides must be multiples of {image.patch}")
+            raise ValueError(
+                f"pictures of {height} x {width} pixels: sides must be multiples of {image.patch}; correct it"
+            )
         grid = (height // image.patch, width // image.patch)
         grammar = replace(CHAMELEON_GRAMMAR, fixed_size=grid)
         return Card(sizes=(grid,), grammars={"image": grammar}, preprocessing=preprocessing, sampling=SAMPLING)
+
+    def own_pixels(self, image: PixelTokenizer) -> Preprocessing | None:
+        """Meta's, on which the weights were trained; transformers' own come near."""
+        assert isinstance(image, VQGAN)
+        side = image.config.resolution
+        return replace(CHAMELEON, side=side, crop=(side, side))
 
     def image_key(self, name: str) -> str:
         return f"model.vqmodel.{name}"

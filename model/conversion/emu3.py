@@ -12,8 +12,8 @@ from transformers import Emu3Config, Emu3TextConfig, PreTrainedConfig
 
 from ...tokenizers.movqgan import MoVQGAN, MoVQGANConfig
 from ...tokenizers.pixel_tokenizer import PixelTokenizer
-from ...tokenizers.preprocessing import EMU3, EMU3_TRANSFORMERS, Preprocessing
-from ...tokenizers.published import EMU3_GRAMMAR, EMU3_NAMES, emu3_vocabulary
+from ...tokenizers.preprocessing import EMU3, Preprocessing
+from ...tokenizers.published import EMU3_GRAMMAR, EMU3_NAMES, EMU3_RESERVED, IMAGE_PLACEHOLDER, emu3_vocabulary
 from ...tokenizers.vocabulary import Vocabulary
 from ..card import Card
 from ..configuration import OmnigramConfig
@@ -35,6 +35,7 @@ IN_FILES = (
 class Emu3(Family):
     name = "emu3"
     model_types = ("emu3", "emu3_text_model", "Emu3")
+    reserved = EMU3_RESERVED
 
     def parse(self, fields: Mapping[str, Any]) -> PreTrainedConfig:
         if fields["model_type"] == "emu3":
@@ -58,7 +59,10 @@ class Emu3(Family):
         if image is None:
             return Emu3TextConfig(**text, architectures=["Emu3ForCausalLM"])
         if not isinstance(image, MoVQGAN):
-            raise ValueError(f"an emu3 model holds an image tokenizer of kind movqgan, and here is one of {image.kind}")
+            raise ValueError(
+                f"an emu3 model holds an image tokenizer of kind movqgan, and here is one of kind {image.kind}: export "
+                "it to another format, llama holds the decoder alone"
+            )
         return Emu3Config(
             text_config=text,
             vq_config=image.config.to_hf(),
@@ -77,9 +81,13 @@ class Emu3(Family):
             sizes=((side, side),),
             grammars={"image": EMU3_GRAMMAR},
             max_side=MAX_SIDE,
-            preprocessing=preprocessing or EMU3_TRANSFORMERS,
+            preprocessing=preprocessing,
             sampling=SAMPLING,
         )
+
+    def own_pixels(self, image: PixelTokenizer) -> Preprocessing | None:
+        """BAAI's: transformers' processor has the mean and deviation of CLIP where no file says otherwise."""
+        return EMU3
 
     def decoder_key(self, name: str, theirs: PreTrainedConfig) -> str:
         return f"text_model.{name}" if isinstance(theirs, Emu3Config) else name
@@ -104,7 +112,8 @@ class Emu3(Family):
         return {
             "tokenizer_config.json": {
                 "tokenizer_class": "PreTrainedTokenizerFast",
-                "extra_special_tokens": tokens | ({"image_token": "<image>"} if "<image>" in names else {}),
+                "extra_special_tokens": tokens
+                | ({"image_token": IMAGE_PLACEHOLDER} if IMAGE_PLACEHOLDER in names else {}),
                 **{token: EMU3_NAMES[name] for token, name in specials.items()},
             },
             "processor_config.json": {"processor_class": "Emu3Processor"},

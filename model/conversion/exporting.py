@@ -11,25 +11,38 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ...tokenizers.movqgan import MoVQGAN
-from ...tokenizers.pixel_tokenizer import CONFIG, PixelTokenizer
-from ...tokenizers.preprocessing import CHAMELEON_TRANSFORMERS, EMU3_TRANSFORMERS
-from ...tokenizers.published import CHAMELEON_NAMES, chameleon_code_name
-from ...tokenizers.published_text import TOKENIZER_JSON
+from ...data.artefact import check_free, publish_folder
+from ...tokenizers.pixel_tokenizer import CONFIG, WEIGHTS, PixelTokenizer, image_tokenizer_class
+from ...tokenizers.preprocessing import CHAMELEON_TRANSFORMERS, EMU3_TRANSFORMERS, Preprocessing
+from ...tokenizers.published import CHAMELEON_NAMES, IMAGE_PLACEHOLDER, chameleon_code_name
+from ...tokenizers.published_text import TEXT_MODEL, TOKENIZER_JSON, load_text_tokenizer
 from ...tokenizers.vocabulary import Vocabulary
-from ...tokenizers.vqgan import VQGAN
 from ..card import Card
-from ..codec import IMAGE_MODEL, read_card
+from ..codec import CARD, IMAGE_MODEL, SOURCE, VOCABULARY, read_card, reserved_ids
 from ..configuration import OmnigramConfig
-from .family import Family, check_says_the_same, differences, on_meta, parse, read_json, settings_of
-from .importing import SOURCE, Progress, common_dtype, counted
-from .new_folder import check_free, new_folder
+from .chameleon import Chameleon
+from .downloads import read_json
+from .emu3 import Emu3
+from .family import (
+    GENERATION,
+    PREPROCESSOR,
+    Family,
+    check_says_the_same,
+    differences,
+    on_meta,
+    parse,
+    settings_of,
+)
+from .identity import image_identity
+from .importing import Progress, common_dtype, counted
+from .llama import Llama
 from .rules import KEEP, EachHead, Operation, Rule, check_all_used, planned
-from .safetensors_files import SHARD_BYTES, WEIGHTS, Planned, read_file, read_folder, write_folder
-from .sources import FAMILIES, PREPROCESSOR, decoder_tensors, token_names
+from .safetensors_files import SHARD_BYTES, Planned, read_file, read_folder, write_folder
+from .sources import FAMILIES, decoder_tensors, token_names
 from .stored import keyed
 
-RESERVED_IMAGE = "<reserved08707>"  # Meta's name of the token that transformers calls "<image>"
+_PROCESSORS = {Chameleon.name: CHAMELEON_TRANSFORMERS, Emu3.name: EMU3_TRANSFORMERS}
+_OF_THE_PROCESSOR = ("transparency", "precision", "resize", "min_side", "max_ratio")  # which no file can change
 
 
 def export_checkpoint(
@@ -54,20 +67,21 @@ def export_checkpoint(
     family = FAMILIES[format]
     check_free(out)
     card, vocabulary = read_card(folder)
-    ours = OmnigramConfig.from_pretrained(folder)
-    image = _image(folder) if format != "llama" else None
-    names = _names(folder, vocabulary)
+    ours = _configuration(folder)
+    image = None if isinstance(family, Llama) else _image(folder)
+    names = _names(folder, vocabulary, None if image is None else family.reserved)
     try:
         theirs = family.compose(ours, image, names)
         check_says_the_same(family, ours, theirs)
     except ValueError as fault:
         raise ValueError(f"{folder}: {fault}") from None
 
+    _check_identities(folder, card.identities, vocabulary, image)
     tensors = _plan(folder, family, ours, theirs, image)
     if theirs.dtype is None:
         theirs.dtype = common_dtype(tensors)
     advance, total = counted(tensors, progress)
-    with new_folder(out, total) as made:
+    with publish_folder(out, total) as made:
         write_folder(made, tensors, advance, shard_bytes)
         _write_small_files(made, folder, family, theirs, card, names)
 
@@ -97,8 +111,8 @@ def _plan(
         targets |= {family.image_key(name): tensor for name, tensor in kept.items()}
     elif (folder / IMAGE_MODEL).is_dir():
         warnings.warn(f"transformers' {family.name} has no image tokenizer: that of {folder} is left out", stacklevel=3)
-    check_all_used(rules, checkpoint, str(folder / "config.json"))
-    return planned(rules, targets, checkpoint, folder, str(folder / "config.json"))
+    check_all_used(rules, checkpoint, str(folder / CONFIG))
+    return planned(rules, targets, checkpoint, folder, str(folder / CONFIG))
 
 
 def _operation(name: str, config: OmnigramConfig) -> Operation:
@@ -111,31 +125,58 @@ def _operation(name: str, config: OmnigramConfig) -> Operation:
     return EachHead(config.num_key_value_heads) if ".k_norm." in name else KEEP
 
 
-def _image(folder: Path) -> PixelTokenizer | None:
-    """The image tokenizer of an export, on the meta device. ValueError if no published architecture has its kind."""
-    if not (folder / IMAGE_MODEL).is_dir():
-        return None
-    settings = read_json(folder / IMAGE_MODEL / CONFIG)
-    kind = settings.pop("kind", None)
-    classes: Mapping[str, type[PixelTokenizer]] = {each.kind: each for each in (VQGAN, MoVQGAN)}
-    if kind not in classes:
-        raise ValueError(
-            f"{folder / IMAGE_MODEL} is of kind {kind or 'vqvae'}, which no published architecture holds: "
-            "only the decoder can go out, as llama"
-        )
+def _configuration(folder: Path) -> OmnigramConfig:
+    """Of the decoder. ValueError, naming the file, if it is none of ours."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not an export of Omnigram: {CONFIG} is missing")
+    kind = read_json(path).get("model_type")
+    if kind != OmnigramConfig.model_type:
+        raise ValueError(f"{path} is of a model of type {kind!r}, not of an export of Omnigram: import it first")
     try:
-        return on_meta(lambda: classes[kind].from_settings(settings))
-    except (TypeError, KeyError, ValueError) as fault:
-        path = folder / IMAGE_MODEL / CONFIG
-        raise ValueError(f"{path} is not the configuration of an image tokenizer: {fault}") from None
+        return OmnigramConfig.from_pretrained(folder)
+    except Exception as fault:  # transformers' checks raise many kinds
+        raise ValueError(f"{path} is not the configuration of an export: {' '.join(str(fault).split())}") from None
 
 
-def _names(folder: Path, vocabulary: Vocabulary) -> dict[str, int]:
-    """Tokens by name; of a model without a tokenizer.json those of the marks and codes, as Chameleon calls them."""
+def _image(folder: Path) -> PixelTokenizer | None:
+    """The image tokenizer of an export, if there is one. ValueError if its configuration is damaged."""
+    folder = folder / IMAGE_MODEL
+    return on_meta(lambda: image_tokenizer_class(folder).from_config(folder)) if folder.is_dir() else None
+
+
+def _check_identities(
+    folder: Path, recorded: Mapping[str, str], vocabulary: Vocabulary, image: PixelTokenizer | None
+) -> None:
+    """ValueError, naming the file, for one that is not what the card says the weights were trained with.
+
+    image: the tokenizer that goes out, if one does.
+    """
+    there = {"vocabulary": (folder / VOCABULARY, vocabulary.identity)}
+    if "text" in recorded:
+        text = load_text_tokenizer(folder, reserved_ids(vocabulary))
+        file = TEXT_MODEL if (folder / TEXT_MODEL).is_file() else TOKENIZER_JSON
+        there["text"] = (folder / file, text.identity)
+    if image is not None:
+        weights = folder / IMAGE_MODEL / WEIGHTS
+        there["image"] = (weights, image_identity(image, read_file(weights)))
+    for name, (file, found) in there.items():
+        if recorded.get(name, found) != found:
+            raise ValueError(
+                f"{file} is not what the model was trained with ({name} {found[:12]}, in {CARD} "
+                f"{recorded[name][:12]}): put back the file that belongs to it, or make the export again"
+            )
+
+
+def _names(folder: Path, vocabulary: Vocabulary, reserved: str | None) -> dict[str, int]:
+    """Tokens by name; of a model without a tokenizer.json those of the marks and codes, as Chameleon calls them.
+
+    reserved: the token that becomes transformers' placeholder for codes, where that has none.
+    """
     if (folder / TOKENIZER_JSON).is_file():
         names = token_names(folder / TOKENIZER_JSON)
-    elif (folder / SOURCE / "config.json").is_file():
-        names = dict(read_json(folder / SOURCE / "config.json").get("vocabulary_map") or {})
+    elif (folder / SOURCE / CONFIG).is_file():
+        names = dict(read_json(folder / SOURCE / CONFIG).get("vocabulary_map") or {})
     else:
         names = {}
     if "image" not in vocabulary.modalities:
@@ -144,8 +185,8 @@ def _names(folder: Path, vocabulary: Vocabulary) -> dict[str, int]:
         names = {CHAMELEON_NAMES.get(name, f"<{name}>"): id_ for name, id_ in vocabulary.specials.items()}
         ids = vocabulary.encode("image", range(vocabulary.range("image").size))
         names |= {chameleon_code_name(code): int(id_) for code, id_ in enumerate(ids)}
-    if CHAMELEON_NAMES["image"] not in names and RESERVED_IMAGE in names:
-        names[CHAMELEON_NAMES["image"]] = names.pop(RESERVED_IMAGE)
+    if reserved is not None and reserved in names and IMAGE_PLACEHOLDER not in names:
+        names[IMAGE_PLACEHOLDER] = names.pop(reserved)
     return names
 
 
@@ -153,29 +194,30 @@ def _write_small_files(
     made: Path, folder: Path, family: Family, theirs: PreTrainedConfig, card: Card, names: Mapping[str, int]
 ) -> None:
     kept = folder / SOURCE
-    came_from = kept / "config.json"
-    back = came_from.is_file() and read_json(came_from).get("model_type") in family.model_types
-    files = [file for file in sorted(kept.iterdir()) if file.name != "config.json"] if back else []
-    if (folder / "generation_config.json").is_file():
-        files.insert(0, folder / "generation_config.json")
+    came_from = kept / CONFIG
+    back = came_from.is_file() and read_json(came_from).get("model_type") == theirs.model_type
+    files = [file for file in sorted(kept.iterdir()) if file.name != CONFIG] if back else []
+    if (folder / GENERATION).is_file():
+        files.insert(0, folder / GENERATION)
     for file in files:
         shutil.copyfile(file, made / file.name)
     if back and _same(family, parse(family, came_from), theirs):
-        shutil.copyfile(came_from, made / "config.json")
+        shutil.copyfile(came_from, made / CONFIG)
     else:
         theirs.save_pretrained(made)
     if not (folder / TOKENIZER_JSON).is_file():
         return
-    text = (folder / TOKENIZER_JSON).read_text(encoding="utf-8")
-    if family.name == "chameleon" and RESERVED_IMAGE in text and CHAMELEON_NAMES["image"] in names:
-        (made / TOKENIZER_JSON).write_text(_with_image_token(text), encoding="utf-8")
+    if IMAGE_PLACEHOLDER in names and IMAGE_PLACEHOLDER not in token_names(folder / TOKENIZER_JSON):
+        assert family.reserved is not None
+        text = (folder / TOKENIZER_JSON).read_text(encoding="utf-8")
+        (made / TOKENIZER_JSON).write_text(_renamed(text, family.reserved, IMAGE_PLACEHOLDER), encoding="utf-8")
     else:
         shutil.copyfile(folder / TOKENIZER_JSON, made / TOKENIZER_JSON)
     for name, content in family.processor_files(card, names).items():
         if not back:
             (made / name).write_text(json.dumps(content, indent=2) + "\n")
-    if card.preprocessing is not None and not back and family.name != "llama":
-        (made / PREPROCESSOR).write_text(json.dumps(_preprocessor(family, card), indent=2) + "\n")
+    if card.preprocessing is not None and not back and family.reserved is not None:
+        (made / PREPROCESSOR).write_text(json.dumps(_preprocessor(family, card.preprocessing), indent=2) + "\n")
 
 
 def _same(family: Family, one: PreTrainedConfig, other: PreTrainedConfig) -> bool:
@@ -189,27 +231,23 @@ def _same(family: Family, one: PreTrainedConfig, other: PreTrainedConfig) -> boo
     return settings[0] == settings[1] and maps[0] == maps[1] and len(dtypes) < 2
 
 
-def _preprocessor(family: Family, card: Card) -> dict[str, Any]:
+def _preprocessor(family: Family, preprocessing: Preprocessing) -> dict[str, Any]:
     """For transformers' image processor, which may only come near. Warns if so."""
-    assert card.preprocessing is not None
     try:
-        return card.preprocessing.to_hf()
+        return preprocessing.to_hf()
     except ValueError as fault:
-        default = CHAMELEON_TRANSFORMERS if family.name == "chameleon" else EMU3_TRANSFORMERS
-        same = ("side", "crop", "multiple", "min_pixels", "max_pixels", "resample")
-        near = replace(default, **{name: getattr(card.preprocessing, name) for name in same})
+        near = {name: getattr(_PROCESSORS[family.name], name) for name in _OF_THE_PROCESSOR}
         reason = str(fault).partition(";")[0]
         warnings.warn(f"{PREPROCESSOR} only comes near to the model's own pixels: {reason}", stacklevel=4)
-        return near.to_hf()
+        return replace(preprocessing, **near).to_hf()
 
 
-def _with_image_token(text: str) -> str:
-    """A tokenizer.json in which Meta's reserved token has the name that transformers gives it."""
+def _renamed(text: str, old: str, new: str) -> str:
+    """A tokenizer.json in which a token has another name."""
     fields = json.loads(text)
-    image = CHAMELEON_NAMES["image"]
     vocab = fields["model"]["vocab"]
-    fields["model"]["vocab"] = {image if name == RESERVED_IMAGE else name: id_ for name, id_ in vocab.items()}
+    fields["model"]["vocab"] = {new if name == old else name: id_ for name, id_ in vocab.items()}
     for token in fields.get("added_tokens") or []:
-        if token["content"] == RESERVED_IMAGE:
-            token["content"] = image
+        if token["content"] == old:
+            token["content"] = new
     return json.dumps(fields, ensure_ascii=False)

@@ -1,6 +1,5 @@
 """A published architecture: how its config.json and the names of its tensors say what ours say."""
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,8 +13,10 @@ from ...tokenizers.preprocessing import Preprocessing
 from ...tokenizers.vocabulary import Vocabulary
 from ..card import Card
 from ..configuration import OmnigramConfig
+from .downloads import read_json
 from .stored import Checkpoint
 
+PREPROCESSOR, GENERATION = "preprocessor_config.json", "generation_config.json"
 # what both configurations call the same
 SHARED = (
     "vocab_size",
@@ -58,10 +59,14 @@ COMPUTED = (
 
 
 class Family(ABC):
-    """`name` is what `--format` calls it, `model_types` what its config.json may."""
+    """`name` is what `--format` calls it, `model_types` what its config.json may.
+
+    reserved: the token that transformers gives the name of its placeholder for codes, where one is needed.
+    """
 
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
+    reserved: ClassVar[str | None] = None
 
     @abstractmethod
     def parse(self, fields: Mapping[str, Any]) -> PreTrainedConfig:
@@ -85,7 +90,11 @@ class Family(ABC):
 
     @abstractmethod
     def card(self, image: PixelTokenizer | None, preprocessing: Preprocessing | None) -> Card:
-        """How pictures are written and drawn; preprocessing as the source has it, None where it does not say."""
+        """How pictures are written and drawn. ValueError for pixels that the image tokenizer does not take."""
+
+    def own_pixels(self, image: PixelTokenizer) -> Preprocessing | None:
+        """How its authors make pixels, for a source that does not say; None where nothing has to be said."""
+        return None
 
     def decoder_key(self, name: str, theirs: PreTrainedConfig) -> str:
         """Their name of a tensor of our decoder."""
@@ -138,17 +147,6 @@ def on_meta(build: Callable[[], PixelTokenizer]) -> PixelTokenizer:
 def settings_of(value: PreTrainedConfig | Mapping[str, Any] | None) -> dict[str, Any]:
     """A nested configuration as a mapping."""
     return value.to_dict() if isinstance(value, PreTrainedConfig) else dict(value or {})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. ValueError, naming the file, for anything else."""
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as fault:
-        raise ValueError(f"{path} is no JSON: {fault}; download it again") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path} holds no JSON object: download it again")
-    return fields
 
 
 def parse(family: Family, path: Path) -> PreTrainedConfig:

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 import yaml
 
-from ...tokenizers.checkpoint_names import from_emu3
+from ...tokenizers.checkpoint_names import from_emu3, taming_state
 from ...tokenizers.movqgan import MoVQGAN, MoVQGANConfig
-from ...tokenizers.pixel_tokenizer import PixelTokenizer
+from ...tokenizers.pixel_tokenizer import CONFIG, PixelTokenizer
 from ...tokenizers.vqgan import FIXED, VQGAN, VQGANConfig, require
 from . import pickle_files
-from .family import on_meta, read_json
+from .downloads import check_downloaded, read_json
+from .family import PREPROCESSOR, on_meta
 from .rules import KEEP, Flatten, Rule
 from .safetensors_files import read_folder
 from .stored import Checkpoint, keyed
@@ -43,36 +44,36 @@ def read_image_source(path: Path) -> ImageSource:
     """The tokenizer in a folder, or of a vqgan.ckpt. FileNotFoundError or ValueError if there is none."""
     if path.is_file() or (path / CHECKPOINT).is_file():
         return _vqgan(path if path.is_file() else path / CHECKPOINT)
-    if (path / "config.json").is_file():
-        fields = read_json(path / "config.json")
+    if (path / CONFIG).is_file():
+        fields = read_json(path / CONFIG)
         if fields.get("model_type") == BAAI_MODEL_TYPE:
             return _movqgan(path, fields)
         raise ValueError(
-            f"{path / 'config.json'}: model_type {fields.get('model_type')!r} is no image tokenizer that is known: "
+            f"{path / CONFIG}: model_type {fields.get('model_type')!r} is no image tokenizer that is known: "
             f"name a folder of {BAAI_MODEL_TYPE}, or a {CHECKPOINT}"
         )
-    raise FileNotFoundError(f"{path} holds no image tokenizer: neither {CHECKPOINT} nor config.json is there")
+    raise FileNotFoundError(f"{path} holds no image tokenizer: neither {CHECKPOINT} nor {CONFIG} is there")
 
 
 def _vqgan(path: Path) -> ImageSource:
     settings = path.with_suffix(".yaml")
     if not settings.is_file():
         raise FileNotFoundError(f"{settings} is missing, which says what {path.name} is: download it as well")
+    check_downloaded(settings)
     try:
         config = VQGANConfig.from_taming(yaml.safe_load(settings.read_text())["model"]["params"])
     except (yaml.YAMLError, KeyError, TypeError) as fault:
         raise ValueError(f"{settings} is no configuration of a VQGAN: {' '.join(str(fault).split())}") from None
     except ValueError as fault:
         raise ValueError(f"{settings}: {fault}") from None
-    # what served the training loss (discriminator, LPIPS) is no part of the tokenizer
-    checkpoint = {key: stored for key, stored in pickle_files.read_file(path).items() if not key.startswith("loss.")}
+    checkpoint = pickle_files.read_file(path, taming_state)
     tokenizer = on_meta(lambda: VQGAN(config))
     rules = tuple(Rule(name, (f"{path.name}:{name}",)) for name in tokenizer.state_dict())
     return ImageSource(tokenizer, keyed(path.name, checkpoint), rules, settings, (settings,))
 
 
 def _movqgan(folder: Path, fields: Mapping[str, Any]) -> ImageSource:
-    path = folder / "config.json"
+    path = folder / CONFIG
     try:
         require(fields, FIXED_BAAI)
         config = MoVQGANConfig(**{ours: fields[theirs] for ours, theirs in _BAAI.items() if theirs in fields})
@@ -87,7 +88,7 @@ def _movqgan(folder: Path, fields: Mapping[str, Any]) -> ImageSource:
         operation = KEEP if renamed.shape == stored.shape else Flatten()
         theirs[ours] = Rule(ours, (f"image:{name}",), operation)
     rules = tuple(theirs.get(name) or Rule(name, (f"image:{name}",)) for name in tokenizer.state_dict())
-    preprocessing = [file for file in (folder / "preprocessor_config.json",) if file.is_file()]
+    preprocessing = [file for file in (folder / PREPROCESSOR,) if file.is_file()]
     return ImageSource(tokenizer, keyed("image", checkpoint), rules, path, tuple(preprocessing))
 
 

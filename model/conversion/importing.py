@@ -1,7 +1,6 @@
 """Import: a published model becomes an export of Omnigram, tensor by tensor."""
 
 import dataclasses
-import json
 import shutil
 import warnings
 from collections import Counter
@@ -10,17 +9,18 @@ from pathlib import Path
 
 import torch
 
-from ...tokenizers.pixel_tokenizer import CONFIG
+from ...data.artefact import check_free, publish_folder
+from ...tokenizers.pixel_tokenizer import CONFIG, WEIGHTS
 from ...tokenizers.published_text import TOKENIZER_JSON, PublishedText
 from ...tokenizers.vocabulary import Vocabulary
-from ..codec import CARD, IMAGE_MODEL, VOCABULARY, reserved_ids
+from ..card import Card
+from ..codec import CARD, IMAGE_MODEL, SOURCE, VOCABULARY, Codec, reserved_ids
+from .family import GENERATION, PREPROCESSOR
 from .identity import image_identity
-from .new_folder import check_free, new_folder
 from .rules import check_all_used, planned
-from .safetensors_files import SHARD_BYTES, WEIGHTS, Planned, read_file, write_file, write_folder
+from .safetensors_files import SHARD_BYTES, Planned, read_file, write_file, write_folder
 from .sources import GRAMMARS, Source, decoder_tensors, read_source, token_names
 
-SOURCE = "source"  # the folder of the source's small files
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
@@ -45,8 +45,10 @@ def import_checkpoint(
     progress: is told bytes done and bytes in all.
     shard_bytes: weights beyond it go into several files.
 
-    Every tensor keeps its type and its bits. ValueError or OSError, in one line that names file, tensor and remedy, for
-    a source that is damaged, contradicts itself or is not known, and for an `out` that is not empty.
+    Every tensor keeps its type and its bits. Warns of what the export will not do.
+
+    ValueError or OSError, in one line that names file, tensor and remedy, for a source that is damaged, contradicts
+    itself or is not known, and for an `out` that is not empty.
     """
     out = Path(out)
     check_free(out)
@@ -68,13 +70,15 @@ def import_checkpoint(
         image = planned(read.image_rules, targets, read.checkpoint, read.folder, str(read.image_config_file))
     check_all_used([*read.decoder_rules, *read.image_rules], read.checkpoint, str(read.config_file))
     vocabulary, text = _languages(read)
+    card = _card(read)
+    _warn_of_what_is_not_there(read, vocabulary, text, card)
     advance, total = counted([*decoder, *image], progress)
-    with new_folder(out, total) as folder:
+    with publish_folder(out, total) as folder:
         write_folder(folder, decoder, advance, shard_bytes)
         if read.image is not None:
             (folder / IMAGE_MODEL).mkdir()
             write_file(folder / IMAGE_MODEL / WEIGHTS, image, advance)
-        _write_small_files(folder, read, vocabulary, text, common_dtype(decoder))
+        _write_small_files(folder, read, vocabulary, text, card, common_dtype(decoder))
 
 
 def counted(tensors: Sequence[Planned], progress: Progress | None) -> tuple[Callable[[int], None], int]:
@@ -118,15 +122,12 @@ def _languages(source: Source) -> tuple[Vocabulary, PublishedText | None]:
         if names:
             raise ValueError(f"{path}: {fault}") from None
         raise ValueError(
-            f"{source.folder} names no tokens: neither {TOKENIZER_JSON} nor a vocabulary_map in config.json is there; "
+            f"{source.folder} names no tokens: neither {TOKENIZER_JSON} nor a vocabulary_map in {CONFIG} is there; "
             "give the file of a text tokenizer"
         ) from None
     if source.image is not None and source.image.codebook_size != (size := vocabulary.range("image").size):
         raise ValueError(f"{path} names {size} image codes, {source.image_config_file} {source.image.codebook_size}")
     if file is None:
-        warnings.warn(
-            f"{source.folder} has no {TOKENIZER_JSON}: the export neither reads nor writes words", stacklevel=3
-        )
         return vocabulary, None
     try:
         return vocabulary, PublishedText(file.read_bytes(), reserved_ids(vocabulary))
@@ -134,8 +135,51 @@ def _languages(source: Source) -> tuple[Vocabulary, PublishedText | None]:
         raise ValueError(f"{file}: {fault}") from None
 
 
+def _card(source: Source) -> Card:
+    """What the export says of itself. Warns where the source does not say how pixels are made."""
+    preprocessing, file = source.preprocessing, source.folder / PREPROCESSOR
+    if preprocessing is None and source.image is not None:
+        preprocessing = source.family.own_pixels(source.image)
+        if preprocessing is not None:
+            warnings.warn(
+                f"{file} is missing: pixels are made as they were for the published {source.family.name}", stacklevel=3
+            )
+    try:
+        return source.family.card(source.image, preprocessing)
+    except ValueError as fault:
+        raise ValueError(f"{file}: {fault}") from None
+
+
+def _warn_of_what_is_not_there(source: Source, vocabulary: Vocabulary, text: PublishedText | None, card: Card) -> None:
+    """Warns of an export that Omnigram itself cannot load, and of one that cannot draw."""
+    reason = f"no {TOKENIZER_JSON} is there, so that it has no words"
+    if text is not None:
+        try:
+            Codec(vocabulary, text, None, card)
+            reason = None
+        except ValueError as fault:
+            reason = str(fault).partition(";")[0]
+    if reason is not None:
+        warnings.warn(
+            f"{source.folder}: {reason}: AutoModelForCausalLM and `omnigram export` take what is made, but sampling "
+            "with it and training on from it are not possible",
+            stacklevel=3,
+        )
+    if source.image is not None and not source.image.can_decode:
+        warnings.warn(
+            f"{source.folder}: pictures can be read but not drawn, for its image tokenizer has no decoder: "
+            "give --image-tokenizer vqgan.ckpt",
+            stacklevel=3,
+        )
+
+
 def _write_small_files(
-    folder: Path, source: Source, vocabulary: Vocabulary, text: PublishedText | None, dtype: torch.dtype
+    folder: Path,
+    source: Source,
+    vocabulary: Vocabulary,
+    text: PublishedText | None,
+    card: Card,
+    dtype: torch.dtype,
 ) -> None:
     """Everything but the decoder's weights, the card last: a folder without it is unfinished."""
     config = source.config
@@ -152,13 +196,11 @@ def _write_small_files(
         text.save(folder / TOKENIZER_JSON)
         identities["text"] = text.identity
     if source.image is not None:
-        kind = {"kind": source.image.kind}
-        (folder / IMAGE_MODEL / CONFIG).write_text(json.dumps(kind | source.image.settings, indent=2) + "\n")
+        source.image.save_config(folder / IMAGE_MODEL)
         identities["image"] = image_identity(source.image, read_file(folder / IMAGE_MODEL / WEIGHTS))
     (folder / SOURCE).mkdir()
     for file in source.files:
         shutil.copyfile(file, folder / SOURCE / file.name)
-        if file.name == "generation_config.json":
+        if file.name == GENERATION:
             shutil.copyfile(file, folder / file.name)
-    card = source.family.card(source.image, source.preprocessing)
     (folder / CARD).write_text(dataclasses.replace(card, identities=identities).to_json())

@@ -26,6 +26,9 @@ class Lumina(Chameleon):
     def vocabulary(self, theirs: OmnigramConfig, names: Mapping[str, int]) -> Vocabulary:
         return lumina_vocabulary(names, theirs.vocab_size)
 
+    def own_pixels(self, image: PixelTokenizer) -> Preprocessing | None:
+        return None
+
     def card(self, image: PixelTokenizer | None, preprocessing: Preprocessing | None) -> Card:
         """Pictures are fitted to the nearest of its sizes, over white; `preprocessing` is Chameleon's one size."""
         return replace(

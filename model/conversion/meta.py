@@ -17,7 +17,7 @@ from typing import Any
 from ..configuration import OmnigramConfig
 from . import pickle_files
 from .chameleon import HEAD_NORM_EPS, check_eps
-from .family import read_json
+from .downloads import read_json
 from .rules import KEEP, EachHead, Join, Operation, Rule
 from .stored import Checkpoint, keyed
 
@@ -63,23 +63,29 @@ def read_meta(folder: Path) -> MetaModel:
     """The model in a folder. FileNotFoundError or ValueError for parts that are missing or contradict params.json."""
     read = read_json(folder / PARAMS)
     consolidated = read_json(folder / CONSOLIDATE) if (folder / CONSOLIDATE).is_file() else {}
-    params: dict[str, Any] = {**read, **read.get("model", {}), **consolidated}
+    inner = read.get("model", {})
+    if not isinstance(inner, dict):
+        raise ValueError(f"{folder / PARAMS} is not that of a Chameleon: model is {inner!r}, no object of settings")
+    params: dict[str, Any] = {**read, **inner, **consolidated}
     parts = _parts(folder)
     wanted = params.get("model_parallel_size", 1)
+    said_by = folder / (CONSOLIDATE if "model_parallel_size" in consolidated else PARAMS)
+    if not isinstance(wanted, int) or wanted < 1:
+        raise ValueError(f"{said_by}: model_parallel_size is {wanted!r}, and must be the number of parts: correct it")
     if len(parts) != wanted:
         raise ValueError(
-            f"{folder} holds {len(parts)} parts of consolidated.*.pth, {PARAMS} says {wanted}: download all of them"
+            f"{folder} holds {len(parts)} parts of consolidated.*.pth, {said_by} says {wanted}: download all of them"
         )
     checkpoint: Checkpoint = {}
     for part in parts:
         checkpoint |= keyed(part, pickle_files.read_file(folder / part))
     checkpoint = {key: stored for key, stored in checkpoint.items() if stored.name != IGNORED}
     embedding = checkpoint.get(f"{parts[0]}:tok_embeddings.weight")
-    if embedding is None:
+    if embedding is None or not embedding.shape:
         raise ValueError(f"{folder / parts[0]}: tensor tok_embeddings.weight is missing: download it again")
     try:
         config = _configuration(params, vocab_size=embedding.shape[0])
-    except (KeyError, TypeError, ValueError) as fault:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as fault:
         what = f"{fault} is missing" if isinstance(fault, KeyError) else str(fault)
         raise ValueError(f"{folder / PARAMS} is not that of a Chameleon: {what}") from None
     if config.num_key_value_heads is None or config.num_key_value_heads % wanted:
@@ -120,6 +126,8 @@ def _configuration(params: dict[str, Any], vocab_size: int) -> OmnigramConfig:
 
 def _intermediate(width: int, multiplier: float | None, multiple: int) -> int:
     """Two thirds of four times the width, times the multiplier, rounded up to the multiple; cut to integers between."""
+    if multiple < 1:
+        raise ValueError(f"multiple_of is {multiple}: it must be 1 or more")
     size = int(2 * (4 * width) / 3)
     if multiplier is not None:
         size = int(multiplier * size)

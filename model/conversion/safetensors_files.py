@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...tokenizers.pixel_tokenizer import WEIGHTS
+from .downloads import check_downloaded
 from .stored import DTYPES, Checkpoint, Stored, unsupported
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+INDEX = f"{WEIGHTS}.index.json"
 SHARD_BYTES = 4 * 10**9
 _LONGEST_HEADER = 10**8  # bytes, as the format has it
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -45,6 +47,7 @@ class InSafetensors(Stored):
 
 def read_file(path: Path) -> Checkpoint:
     """The tensors of one file. ValueError if it is no whole safetensors file, or has a type that is not converted."""
+    check_downloaded(path)
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -85,6 +88,7 @@ def read_folder(folder: Path) -> Checkpoint:
     index = folder / INDEX
     if not index.is_file():
         raise FileNotFoundError(f"{folder} holds no weights: neither {WEIGHTS} nor {INDEX} is there")
+    check_downloaded(index)
     try:
         listed: dict[str, str] = dict(json.loads(index.read_text())["weight_map"])
     except (ValueError, KeyError, TypeError):

@@ -3,18 +3,20 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from ...tokenizers.pixel_tokenizer import PixelTokenizer
-from ...tokenizers.preprocessing import CHAMELEON, EMU3, Preprocessing
+from ...tokenizers.pixel_tokenizer import CONFIG, PixelTokenizer
+from ...tokenizers.preprocessing import Preprocessing
 from ...tokenizers.published_text import TOKENIZER_JSON
 from ...tokenizers.vqgan import VQGAN
 from ..configuration import OmnigramConfig
 from ..size import build_on_meta
 from .chameleon import Chameleon
+from .downloads import read_json
 from .emu3 import Emu3
-from .family import Family, parse, read_json
+from .family import GENERATION, PREPROCESSOR, Family, parse
 from .image_sources import CHECKPOINT, ImageSource, read_image_source
 from .llama import Llama
 from .lumina import Lumina
@@ -25,11 +27,10 @@ from .stored import Checkpoint
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (Chameleon(), Emu3(), Llama())}
 GRAMMARS: dict[str, Family] = {"lumina": Lumina()}  # how a model of a family writes pictures, if not as it does
-PREPROCESSOR = "preprocessor_config.json"
 # small files that are kept, for the export to give them back
 KEPT = (
-    "config.json",
-    "generation_config.json",
+    CONFIG,
+    GENERATION,
     PREPROCESSOR,
     "processor_config.json",
     "tokenizer_config.json",
@@ -90,19 +91,21 @@ def read_source(folder: Path, image_tokenizer: Path | None = None, text_tokenize
         raise NotADirectoryError(f"{folder} is no folder: name that of a published model")
     if text_tokenizer is not None and not text_tokenizer.is_file():
         raise FileNotFoundError(f"{text_tokenizer} is no file: name a {TOKENIZER_JSON}")
-    if (folder / "config.json").is_file():
+    if (folder / CONFIG).is_file():
         return _of_transformers(folder, image_tokenizer, text_tokenizer)
     if (folder / PARAMS).is_file():
         return _of_meta(folder, image_tokenizer, text_tokenizer)
     raise FileNotFoundError(
-        f"{folder} holds no model: neither config.json (as transformers saves it) nor {PARAMS} (as Meta does) is there"
+        f"{folder} holds no model: neither {CONFIG} (as transformers saves it) nor {PARAMS} (as Meta does) is there"
     )
 
 
 def _of_transformers(folder: Path, image_tokenizer: Path | None, text_tokenizer: Path | None) -> Source:
-    path = folder / "config.json"
+    path = folder / CONFIG
     fields = read_json(path)
     kind = fields.get("model_type")
+    if kind == OmnigramConfig.model_type:
+        raise ValueError(f"{folder} is an export of Omnigram already: give it to the other commands as it is")
     family = next((family for family in FAMILIES.values() if kind in family.model_types), None)
     if family is None:
         known = ", ".join(name for family in FAMILIES.values() for name in family.model_types)
@@ -110,7 +113,7 @@ def _of_transformers(folder: Path, image_tokenizer: Path | None, text_tokenizer:
     theirs = parse(family, path)
     try:
         config, image = family.decoder(theirs), family.image(theirs)
-    except ValueError as fault:
+    except (ValueError, TypeError, KeyError, ArithmeticError) as fault:
         raise ValueError(f"{path}: {fault}") from None
     checkpoint = family.tidied(read_folder(folder))
     decoder_rules = [Rule(name, (family.decoder_key(name, theirs),)) for name in decoder_tensors(config)]
@@ -127,7 +130,7 @@ def _of_transformers(folder: Path, image_tokenizer: Path | None, text_tokenizer:
         image_rules=image_rules,
         config_file=path,
         image_config_file=path,
-        vocabulary_map=fields.get("vocabulary_map") or {},
+        vocabulary_map=_vocabulary_map(path, fields),
         text_tokenizer=text_tokenizer if text_tokenizer.is_file() else None,
         preprocessing=_preprocessing(folder / PREPROCESSOR),
         files=files,
@@ -136,7 +139,7 @@ def _of_transformers(folder: Path, image_tokenizer: Path | None, text_tokenizer:
 
 
 def _of_meta(folder: Path, image_tokenizer: Path | None, text_tokenizer: Path | None) -> Source:
-    model = read_meta(folder)
+    model, family = read_meta(folder), FAMILIES[Chameleon.name]
     places = [folder / "tokenizer", folder.parent / "tokenizer", folder.parent.parent / "tokenizer"]
     beside = next((place for place in places if place.is_dir()), places[-1])
     image = read_image_source(image_tokenizer or beside / CHECKPOINT)
@@ -145,11 +148,10 @@ def _of_meta(folder: Path, image_tokenizer: Path | None, text_tokenizer: Path | 
         raise FileNotFoundError(f"{text_tokenizer} is missing: name the file of the text tokenizer")
     if not isinstance(image.tokenizer, VQGAN):
         raise ValueError(f"{image.config} is of an image tokenizer that is not Chameleon's: name its {CHECKPOINT}")
-    side = image.tokenizer.config.resolution
     files = [folder / name for name in (PARAMS, CONSOLIDATE) if (folder / name).is_file()]
     return Source(
         folder=folder,
-        family=FAMILIES["chameleon"],
+        family=family,
         config=model.config,
         image=image.tokenizer,
         checkpoint=model.checkpoint | image.checkpoint,
@@ -159,7 +161,7 @@ def _of_meta(folder: Path, image_tokenizer: Path | None, text_tokenizer: Path | 
         image_config_file=image.config,
         vocabulary_map={},
         text_tokenizer=text_tokenizer,
-        preprocessing=replace(CHAMELEON, side=side, crop=(side, side)),
+        preprocessing=family.own_pixels(image.tokenizer),
         files=(*files, *image.files),
     )
 
@@ -189,9 +191,16 @@ def _with_image(source: Source, image: ImageSource) -> Source:
         checkpoint=source.checkpoint | image.checkpoint,
         image_rules=rules,
         image_config_file=image.config,
-        preprocessing=preprocessing or (EMU3 if source.family.name == "emu3" else None),
+        preprocessing=preprocessing,
         files=(*source.files, *(file for file in image.files if source.folder / file.name not in source.files)),
     )
+
+
+def _vocabulary_map(path: Path, fields: Mapping[str, Any]) -> dict[str, int]:
+    found = fields.get("vocabulary_map") or {}
+    if not isinstance(found, dict) or not all(isinstance(id_, int) for id_ in found.values()):
+        raise ValueError(f"{path}: vocabulary_map is not tokens by name with an id each: download it again")
+    return found
 
 
 def _preprocessing(path: Path) -> Preprocessing | None:
@@ -209,5 +218,5 @@ def token_names(path: Path) -> dict[str, int]:
     try:
         added = {token["content"]: token["id"] for token in fields.get("added_tokens") or []}
         return {**fields["model"]["vocab"], **added}
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         raise ValueError(f"{path} is no {TOKENIZER_JSON} of Hugging Face's tokenizers: it has no model.vocab") from None

@@ -54,6 +54,15 @@ MOVQGAN_SHAPE: dict[str, Any] = {
 }
 LETTERS = [*string.ascii_letters, *string.digits, *" *.,!?"]
 RESERVED_IMAGE = "<reserved08707>"
+PREPROCESSORS = {
+    "chameleon": {
+        "image_processor_type": "ChameleonImageProcessor",
+        "size": {"shortest_edge": 16},
+        "crop_size": {"height": 16, "width": 16},
+    },
+    "emu3": {"image_processor_type": "Emu3ImageProcessor", "min_pixels": 64, "max_pixels": 256, "spatial_factor": 2},
+}
+NOT_DRAWN = "ignore:.*pictures can be read but not drawn"  # which is right of transformers' Chameleon
 
 
 def chameleon_names(image: str = "<image>") -> dict[str, int]:
@@ -68,8 +77,12 @@ def chameleon_names(image: str = "<image>") -> dict[str, int]:
 
 
 def emu3_names(image: bool = True) -> dict[str, int]:
-    """Text, then the marks, then the codes up to the last id."""
-    marks = ["<|endoftext|>", *(["<image>"] if image else []), *(f"<|extra_{number}|>" for number in range(200, 205))]
+    """Text, then the marks, then the codes up to the last id. image: as transformers has them, else as BAAI."""
+    marks = [
+        "<|endoftext|>",
+        "<image>" if image else "<|extra_0|>",
+        *(f"<|extra_{number}|>" for number in range(200, 205)),
+    ]
     marks += ["<|image token|>", "<|image start|>", "<|image end|>"]
     codes = [f"<|visual token {code:06d}|>" for code in range(CODES)]
     fillers = [f"filler{number}" for number in range(VOCAB - len(LETTERS) - len(marks) - CODES)]
@@ -127,6 +140,8 @@ def save(model: PreTrainedModel, folder: Path, names: Mapping[str, int] | None =
     model.save_pretrained(folder, **options)
     if names is not None:
         save_tokenizer(folder / "tokenizer.json", names)
+    if preprocessor := PREPROCESSORS.get(model.config.model_type):
+        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class":   "PreTrainedTokenizerFast"}')
     (folder / "chat_template.jinja").write_text("{{ messages }}")
     return folder

@@ -17,6 +17,7 @@ from omnigram.model.conversion import pickle_files
 from omnigram.model.conversion.identity import image_identity
 from omnigram.model.conversion.rules import EachHead, Join, Keep, Operation, Rule, check_all_used, planned
 from omnigram.model.conversion.safetensors_files import Planned, read_file, read_folder, write_file, write_folder
+from omnigram.tokenizers.checkpoint_names import taming_state
 from omnigram.tokenizers.pixel_tokenizer import PixelTokenizer, load_image_tokenizer
 from omnigram.tokenizers.vqgan import VQGAN, VQGANConfig
 
@@ -122,11 +123,14 @@ def test_what_differs_is_not_one_tensor(tmp_path: Path) -> None:
         tensor.make()
 
 
-def test_pickles_are_read_through_lightning(tmp_path: Path) -> None:
-    state = {"a": torch.rand(3), "b": torch.rand(2, 2).bfloat16()}
-    torch.save({"state_dict": state, "epoch": 7}, tmp_path / "a.ckpt")
-    found = pickle_files.read_file(tmp_path / "a.ckpt")
-    assert_same_tensors({name: stored.read() for name, stored in found.items()}, state)
+def test_pickles_are_read_through_what_a_training_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the file is mapped anew between tensors, or for one alone."""
+    state = {"a": torch.rand(3), "b": torch.rand(2, 2).bfloat16(), "c": torch.rand(2)}
+    torch.save({"state_dict": state | {"loss.a": torch.rand(3)}, "epoch": 7}, tmp_path / "a.ckpt")
+    for mapped_bytes in (pickle_files.MAPPED_BYTES, 12, 4):
+        monkeypatch.setattr(pickle_files, "MAPPED_BYTES", mapped_bytes)
+        found = pickle_files.read_file(tmp_path / "a.ckpt", taming_state)
+        assert_same_tensors({name: stored.read() for name, stored in found.items()}, state)
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "both"])

@@ -1,14 +1,12 @@
-"""The commands `import` and `export`: mistakes in one line, what they print, full disks and kills."""
+"""The commands `import` and `export`: mistakes in one line, what they print, full disks and busy folders."""
 
 import errno
 import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from made_checkpoints import (
+    NOT_DRAWN,
     emu3_names,
     made_vqgan,
     save_published,
@@ -17,8 +15,13 @@ from made_checkpoints import (
 )
 from made_exports import tiny_export
 
-from omnigram.model.conversion import import_checkpoint, new_folder
+from omnigram.data.artefact import FolderBusyError
+from omnigram.model.conversion import FAMILIES, import_checkpoint
+from omnigram.model.conversion.sources import GRAMMARS
+from omnigram.train import conversion_commands
 from omnigram.train.cli import main
+
+pytestmark = pytest.mark.filterwarnings(NOT_DRAWN)
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +34,11 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (["import", "nowhere", "--out", "out"], "nowhere is no folder"),
         (["import", "empty", "--out", "out"], "empty holds no model: neither config.json"),
-        (["import", "one", "--out", "full"], "full exists already: remove it, or choose another folder"),
+        (["import", "one", "--out", "full"], "full exists already: remove it or choose another name"),
         (["import", "one", "--out", "one/config.json"], "one/config.json exists already"),
-        (["import", "one", "--out", "one/config.json/out"], "config.json"),
+        (["import", "one", "--out", "one/config.json/out"], "/config.json is a file): choose another one"),
+        (["import", "one", "--out", "/proc/none"], "cannot be made (No such file or directory): choose another one"),
+        (["import", "in", "--out", "out"], "in is an export of Omnigram already: give it to the other commands as"),
         (["import", "one", "--out", "out", "--text-tokenizer", "nowhere"], "nowhere is no file"),
         (["import", "one", "--out", "out", "--text-tokenizer", "emu3.json"], "emu3.json is of another model"),
         (["import", "one", "--out", "out", "--image-tokenizer", "one"], "model_type 'chameleon' is no image tokenizer"),
@@ -42,7 +47,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["export", "one", "--format", "chameleon", "--out", "out"], "one is not an export of Omnigram: omnigram.json"),
         (
             ["export", "mine", "--format", "chameleon", "--out", "out"],
-            "mine/image is of kind vqvae, which no published",
+            "of kind vqgan, and here is one of kind vqvae: export it to another format, llama holds",
         ),
         (["export", "mine", "--format", "gpt", "--out", "out"], "invalid choice: 'gpt'"),
         (["export", "mine", "--format", "llama", "--out", "full"], "full exists already"),
@@ -102,9 +107,9 @@ def test_a_full_disk_is_told_before_anything_is_written(
     published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000)  # pyright: ignore[reportAttributeAccessIssue]
-    monkeypatch.setattr(new_folder.shutil, "disk_usage", lambda _: free)
-    with pytest.raises(OSError, match=r"0\.0 GB free, 0\.0 GB are needed") as told:
-        import_checkpoint(published / "one", tmp_path / "out")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(OSError, match=r"out needs \S+ GB, and the disk has 1e-06 GB free: free some space") as told:
+        import_checkpoint(published / "one", tmp_path / "made" / "out")
     assert told.value.errno == errno.ENOSPC
     assert not list(tmp_path.iterdir())
 
@@ -121,31 +126,17 @@ def test_what_fails_midway_leaves_nothing(published: Path, tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
-KILLED = """
-import os, signal, sys
-from omnigram.model.conversion import import_checkpoint
-def kill(done, total):
-    if done == total:
-        os.kill(os.getpid(), signal.SIGKILL)
-import_checkpoint(sys.argv[1], sys.argv[2], progress=kill)
-"""
-
-
-def test_a_kill_leaves_no_folder_and_the_next_run_makes_it(published: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    done = subprocess.run([sys.executable, "-c", KILLED, str(published / "one"), str(out)], cwd=tmp_path, check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert [path.name for path in tmp_path.iterdir()] == [".out.partial"]
-    import_checkpoint(published / "one", out)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (out / "omnigram.json").is_file()
-
-
 def test_two_do_not_fill_one_folder(published: Path, tmp_path: Path) -> None:
     def again(done: int, total: int) -> None:
         if done == total:
-            with pytest.raises(FileExistsError, match="is being written by another process"):
+            with pytest.raises(FolderBusyError, match=r"another run is filling .*out: wait for it, or choose another"):
                 import_checkpoint(published / "one", tmp_path / "out")
 
     import_checkpoint(published / "one", tmp_path / "out", progress=again)
     assert (tmp_path / "out" / "omnigram.json").is_file()
+
+
+def test_the_choices_of_the_command_line_are_those_there_are() -> None:
+    """They stand there again, so that the help does not import what converts."""
+    assert set(conversion_commands.FORMATS) == set(FAMILIES)
+    assert set(conversion_commands.GRAMMARS) == set(GRAMMARS)

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from made_checkpoints import (
     CODES,
+    NOT_DRAWN,
     VOCAB,
     chameleon_names,
     llama_names,
@@ -25,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from omnigram.model.conversion import export_checkpoint, import_checkpoint
 from omnigram.tokenizers.published import chameleon_code_name
 
+pytestmark = pytest.mark.filterwarnings(NOT_DRAWN)
 Change = Callable[[Path], Any]
 
 
@@ -90,6 +93,15 @@ def second_copy(folder: Path) -> None:
     save_file(load_file(last) | {name: tensor}, last, {"format": "pt"})
 
 
+def setting(path: Path, **changes: Any) -> None:
+    """Changes the vqgan.yaml beside a vqgan.ckpt."""
+    settings = yaml.safe_load(path.with_suffix(".yaml").read_text())
+    settings["model"]["params"]["ddconfig"] |= changes
+    path.with_suffix(".yaml").write_text(yaml.safe_dump(settings))
+
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+PAGE = "<!DOCTYPE html><html><head><title>Log in</title></head></html>"
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
 NORM, HEAD = "model.norm.weight", "lm_head.weight"
 FAULTS: dict[str, tuple[str, Change, str]] = {
@@ -139,6 +151,29 @@ FAULTS: dict[str, tuple[str, Change, str]] = {
     ),
     "no JSON": ("one", content(lambda data: data[:40], "config.json"), "config.json is no JSON"),
     "a list": ("one", content(lambda _: b"[]", "config.json"), "config.json holds no JSON object"),
+    "no heads": ("llama", config(num_attention_heads=0), "config.json(:| is no configuration of a llama:) .*zero|0"),
+    "no channels": (
+        "one",
+        lambda folder: config(vq_config=nested(folder, "vq_config") | {"base_channels": 0})(folder),
+        "config.json: base_channels 0 times",
+    ),
+    "names with words for ids": ("one", config(vocabulary_map={"a": "b"}), "config.json: vocabulary_map is not tokens"),
+    "pointer": ("one", content(lambda _: LFS.encode()), "model.safetensors is a pointer of git-lfs in the place of"),
+    "pointer of an index": (
+        "several",
+        content(lambda _: LFS.encode(), "model.safetensors.index.json"),
+        "index.json is a pointer of git-lfs",
+    ),
+    "pointer of tokens": ("one", content(lambda _: LFS.encode(), "tokenizer.json"), "tokenizer.json is a pointer of"),
+    "page": ("one", content(lambda _: PAGE.encode()), "model.safetensors is a web page in the place of the file"),
+    "empty": ("one", content(lambda _: b""), "model.safetensors is empty: download it again"),
+    "sides": (
+        "one",
+        lambda folder: (folder / "preprocessor_config.json").write_text(
+            '{"image_processor_type": "ChameleonImageProcessor", "crop_size": {"height": 13, "width": 16}}'
+        ),
+        "preprocessor_config.json: pictures of 13 x 16 pixels: sides must be multiples of 2",
+    ),
     "no header": ("one", content(lambda data: data[:5]), "model.safetensors is cut off or no safetensors"),
     "cut in the header": ("one", content(lambda data: data[:500]), "model.safetensors is cut off or no safetensors"),
     "cut in the data": ("one", content(lambda data: data[:-1]), "model.safetensors is cut off: tensor .* is not all"),
@@ -234,7 +269,28 @@ def test_a_faulty_source_is_one_line(published: Path, tmp_path: Path, fault: str
         (tensors(lambda s: s.update(extra=torch.ones(2))), "in/model.safetensors: tensor extra has no place in a"),
         (content(lambda data: data[:-1]), "in/model.safetensors is cut off"),
         (content(lambda data: data[:-1], "image/model.safetensors"), "in/image/model.safetensors is cut off"),
-        (content(lambda _: b"{", "image/config.json"), "in/image/config.json is no JSON"),
+        (content(lambda _: b"{", "image/config.json"), "in/image/config.json is not the configuration of an image"),
+        (content(lambda _: b"{", "config.json"), "in/config.json is no JSON"),
+        (config(hidden_size="wide"), "in/config.json is not the configuration of an export: .*hidden_size"),
+        (
+            config(num_attention_heads=0),
+            "config.json is not the configuration of .*: num_attention_heads is 0",
+        ),
+        (config(model_type="llama"), "in/config.json is of a model of type 'llama', not of an export"),
+        (lambda folder: (folder / "config.json").unlink(), "in is not an export of Omnigram: config.json is missing"),
+        (
+            content(lambda text: text.replace(b'"eos": 2', b'"eos": 3'), "vocabulary.json"),
+            r"in/vocabulary.json is not what .* with \(vocabulary \w{12}, in omnigram.json .*: put back",
+        ),
+        (
+            content(lambda text: text.replace(b'"!"', b'"+"'), "tokenizer.json"),
+            r"in/tokenizer.json is not what the model was trained with \(text ",
+        ),
+        (
+            lambda folder: tensors(lambda s: s["quant_conv.bias"].add_(1))(folder / "image"),
+            r"in/image/model.safetensors is not what the model was trained with \(image ",
+        ),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "in holds no text tokenizer"),
         (
             content(lambda _: b'{"kind": "vqgan", "depth": 3}', "image/config.json"),
             "in/image/config.json is not the",
@@ -264,7 +320,16 @@ class Code:
     [
         (lambda path: torch.save({"state_dict": {"a": Code()}}, path), "vqgan.ckpt is refused, .* code that would run"),
         (lambda path: path.write_bytes(path.read_bytes()[:-90]), "vqgan.ckpt is (cut off|refused)"),
-        (lambda path: path.write_bytes(b""), "vqgan.ckpt is cut off or no file of torch.save"),
+        (lambda path: path.write_bytes(b""), "vqgan.ckpt is empty: download it again"),
+        (lambda path: path.write_text("hello"), "vqgan.ckpt is cut off or no file of torch.save"),
+        (lambda path: path.write_text(LFS), "vqgan.ckpt is a pointer of git-lfs .*: run `git lfs pull`"),
+        (lambda path: path.write_text(PAGE), "vqgan.ckpt is a web page in the place of the file"),
+        (lambda path: path.with_suffix(".yaml").write_text(LFS), "vqgan.yaml is a pointer of git-lfs"),
+        (lambda path: setting(path, ch="wide"), "vqgan.yaml: base_channels is 'wide': it must be a whole number"),
+        (lambda path: setting(path, ch=0), "vqgan.yaml: base_channels 0 times"),
+        (lambda path: setting(path, ch_mult=3), "vqgan.yaml is no configuration of a VQGAN"),
+        (lambda path: torch.save({"state_dict": [1]}, path), "vqgan.ckpt: its state_dict is a list, no tensors"),
+        (lambda path: torch.save({1: torch.ones(2)}, path), "vqgan.ckpt: 1 is a Tensor"),
         (lambda path: path.write_bytes(b"no checkpoint"), "vqgan.ckpt is refused, for it is damaged"),
         (lambda path: torch.save([1, 2], path), "vqgan.ckpt holds a list, no tensors by name"),
         (lambda path: torch.save({"a": 1}, path), "vqgan.ckpt: a is a int, no tensor"),

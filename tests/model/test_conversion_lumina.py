@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_checkpoints import CODES, chameleon, chameleon_names, llama, llama_names, save
+from made_checkpoints import CODES, NOT_DRAWN, chameleon, chameleon_names, llama, llama_names, save
 
 from omnigram.model.bundle import Omnigram
 from omnigram.model.conversion import import_checkpoint
 from omnigram.model.conversion.lumina import sizes
+
+pytestmark = pytest.mark.filterwarnings(NOT_DRAWN)
 
 
 def lumina_names() -> dict[str, int]:

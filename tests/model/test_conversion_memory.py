@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_checkpoints import llama, llama_names, save
+from made_checkpoints import NOT_DRAWN, llama, llama_names, save
 from made_checkpoints import weights as read_weights
 from safetensors.torch import save_file
 
@@ -70,7 +70,7 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     return script
 
 
-@pytest.mark.filterwarnings("ignore:transformers' chameleon has no image decoder")
+@pytest.mark.filterwarnings(NOT_DRAWN)
 def test_the_benchmark_makes_what_it_measures(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="out of bounds"):
         benchmark.main(["--gigabytes", "0.03"])

@@ -160,7 +160,10 @@ def test_out_to_transformers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda place: (place / "consolidated.01.pth").unlink(), "holds 1 parts of .* says 2: download all"),
+        (
+            lambda place: (place / "consolidated.01.pth").unlink(),
+            "holds 1 parts of .*te_params.json says 2: download all",
+        ),
         (lambda place: (place / "consolidated.00.pth").unlink(), "consolidated.00.pth is missing"),
         (
             lambda place: edit(place, 1, {"norm.weight": lambda w: w + 1}),
@@ -178,6 +181,18 @@ def test_out_to_transformers(tmp_path: Path) -> None:
         (
             lambda place: edit(place, 1, {"layers.1.attention.wo.weight": Tensor.half}),
             "consolidated.01.pth: tensor layers.1.attention.wo.weight is torch.float16, in",
+        ),
+        (lambda place: params(place, n_heads=0), "params.json is not that of a Chameleon: num_attention_heads is 0"),
+        (lambda place: params(place, n_kv_heads=0), "params.json is not that of a Chameleon: num_key_value_heads 0"),
+        (lambda place: params(place, multiple_of=0), "params.json is not that of a Chameleon: multiple_of is 0"),
+        (lambda place: params(place, dim="wide"), "params.json is not that of a Chameleon"),
+        (
+            lambda place: (place / "params.json").write_text('{"model": []}'),
+            r"params.json is not that of a Chameleon: model is \[\], no object",
+        ),
+        (
+            lambda place: (place / "consolidate_params.json").write_text('{"model_parallel_size": "2"}'),
+            "consolidate_params.json: model_parallel_size is '2', and must be the number of parts",
         ),
         (lambda place: params(place, n_layers=3), "layers.2.* is missing, which .*params.json asks for"),
         (lambda place: params(place, dim=50), "params.json is not that of a Chameleon: .*multiple"),
@@ -295,7 +310,11 @@ def test_emu3_as_baai_has_it(tmp_path: Path) -> None:
     assert (ours.card.preprocessing.max_ratio, ours.card.preprocessing.max_pixels) == (5, 1024)
     codes = torch.arange(16).reshape(1, 4, 4) % CODES
     assert torch.equal(ours.image_tokenizer.decode(codes), tokenizer.decode(codes))
-    export_checkpoint(tmp_path / "in", "emu3", tmp_path / "out")
+    with pytest.warns(UserWarning, match=r"preprocessor_config.json only comes near .*transparency='ignore'"):
+        export_checkpoint(tmp_path / "in", "emu3", tmp_path / "out")
+    preprocessor = json.loads((tmp_path / "out/preprocessor_config.json").read_text())
+    assert preprocessor["image_processor_type"] == "Emu3ImageProcessor"  # BAAI's own is not one of transformers
+    assert (preprocessor["image_mean"], preprocessor["max_pixels"]) == ([0.5, 0.5, 0.5], 1024)
     loaded: Any = Emu3ForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
     theirs, info = loaded
     assert not any(info.values())
