@@ -9,12 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 LLAMAGEN_MIDDLE = {"0": "block_1", "1": "attn_1", "2": "block_2"}
 LLAMAGEN_STATISTIC = "quantize.codebook_used"  # a ring of the codes last seen in training
-LLAMAGEN_STATISTIC_SIZE = 65536
 
 EMU3 = (
     (r"^encoder\.down\.", "encoder.down_block.down."),
@@ -61,25 +59,6 @@ def from_llamagen(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
         renamed[name] = tensor
     renamed.pop(LLAMAGEN_STATISTIC, None)
     return renamed
-
-
-def to_llamagen(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a VQGAN under LlamaGen's names, with an empty ring of codes, which its strict loading asks for."""
-    coarsest = _highest(r"decoder\.up\.(\d+)\.", state)
-    middle = {ours: theirs for theirs, ours in LLAMAGEN_MIDDLE.items()}
-
-    def level(match: re.Match[str]) -> str:
-        side, number, part = match.groups()
-        if side == "decoder":
-            number = coarsest - int(number)
-        return f"{side}.conv_blocks.{number}.{'res' if part == 'block' else part}."
-
-    renamed = {}
-    for name, tensor in state.items():
-        name = re.sub(r"^(encoder|decoder)\.(?:down|up)\.(\d+)\.(\w+)\.", level, name)
-        name = re.sub(r"^(\w+)\.mid\.(\w+)\.", lambda m: f"{m[1]}.mid.{middle.get(m[2], m[2])}.", name)
-        renamed[name] = tensor
-    return renamed | {LLAMAGEN_STATISTIC: torch.zeros(LLAMAGEN_STATISTIC_SIZE)}
 
 
 def _highest(pattern: str, names: Mapping[str, Any]) -> int:

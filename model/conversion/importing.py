@@ -141,9 +141,7 @@ def _card(source: Source) -> Card:
     if preprocessing is None and source.image is not None:
         preprocessing = source.family.own_pixels(source.image)
         if preprocessing is not None:
-            warnings.warn(
-                f"{file} is missing: pixels are made as they were for the published {source.family.name}", stacklevel=3
-            )
+            warnings.warn(f"{file} is missing: pixels are those of the published {source.family.name}", stacklevel=3)
     try:
         return source.family.card(source.image, preprocessing)
     except ValueError as fault:
@@ -160,9 +158,10 @@ def _warn_of_what_is_not_there(source: Source, vocabulary: Vocabulary, text: Pub
         except ValueError as fault:
             reason = str(fault).partition(";")[0]
     if reason is not None:
+        file = source.folder if text is None else source.config_file
         warnings.warn(
-            f"{source.folder}: {reason}: AutoModelForCausalLM and `omnigram export` take what is made, but sampling "
-            "with it and training on from it are not possible",
+            f"{file}: {reason}: AutoModelForCausalLM and `omnigram export` take what is made, but sampling with it and "
+            "training on from it are not possible",
             stacklevel=3,
         )
     if source.image is not None and not source.image.can_decode:

@@ -1,4 +1,4 @@
-"""Meta's Chameleon, written from a known model part by part, comes back bit for bit; and BAAI's image tokenizer."""
+"""Meta's Chameleon, written from a known model part by part, comes back bit for bit."""
 
 import json
 import re
@@ -9,37 +9,27 @@ import pytest
 import torch
 from einops import rearrange, repeat
 from made_checkpoints import (
-    CODES,
     LETTERS,
-    MOVQGAN_SHAPE,
     RESERVED_IMAGE,
     VOCAB,
     assert_same_tensors,
     chameleon_names,
-    emu3,
-    emu3_names,
     made_vqgan,
     randomised,
-    save,
     save_meta,
     split_rotary,
-    weights,
 )
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
     AutoTokenizer,
     ChameleonForConditionalGeneration,
-    Emu3ForCausalLM,
-    Emu3ForConditionalGeneration,
 )
 
 from omnigram.model.bundle import Omnigram
 from omnigram.model.configuration import OmnigramConfig
 from omnigram.model.conversion import export_checkpoint, import_checkpoint
 from omnigram.model.decoder import OmnigramForCausalLM
-from omnigram.tokenizers.movqgan import MoVQGAN, MoVQGANConfig
 from omnigram.tokenizers.preprocessing import CHAMELEON
 
 
@@ -250,73 +240,3 @@ def test_split_rotary_undoes_halves() -> None:
     meta = split_rotary(weight, 2)
     assert meta[:, 0].tolist() == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
     assert torch.equal(meta.view(2, 3, 2, 2).transpose(1, 2).reshape(12, 2), weight)
-
-
-BAAI = [
-    ("encoder.down_block.down.", "encoder.down."),
-    ("decoder.up_block.up.", "decoder.up."),
-    (".middle_block.", ".mid."),
-    ("attn_norm.", "attn_1.norm."),
-]
-
-
-def their_name(name: str) -> str:
-    for ours, theirs in BAAI:
-        name = name.replace(ours, theirs)
-    name = re.sub(r"\.attn_norms\.(\d+)\.", r".attn.\1.norm.", name)
-    return re.sub(r"\.([qkv])_proj\.", r".\1.", name).replace("out_proj", "proj_out")
-
-
-def save_baai(folder: Path, tokenizer: MoVQGAN) -> Path:
-    """BAAI's Emu3-VisionTokenizer."""
-    folder.mkdir()
-    state = {}
-    for name, tensor in tokenizer.state_dict().items():
-        linear = re.search(r"_proj\.weight$", name)
-        state[their_name(name)] = (tensor[..., None, None] if linear else tensor).contiguous()
-    save_file(state, folder / "model.safetensors", {"format": "pt"})
-    config = tokenizer.config
-    fields = {
-        "model_type": "Emu3VisionVQ",
-        "codebook_size": config.codebook_size,
-        "embed_dim": 4,
-        "z_channels": 4,
-        "ch": config.base_channels,
-        "ch_mult": list(config.channel_multiplier),
-        "num_res_blocks": config.num_res_blocks,
-        "attn_resolutions": list(config.attn_resolutions),
-    }
-    (folder / "config.json").write_text(json.dumps(fields))
-    preprocessor = {"image_processor_type": "Emu3VisionVQImageProcessor", "min_pixels": 64, "max_pixels": 1024}
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor | {"spatial_factor": 2}))
-    return folder
-
-
-def test_emu3_as_baai_has_it(tmp_path: Path) -> None:
-    """Two repositories become one export, and that one model of transformers."""
-    whole: Any = emu3()
-    text: Any = Emu3ForCausalLM(whole.config.text_config)
-    text.model.load_state_dict(whole.model.text_model.state_dict())
-    text.lm_head.load_state_dict(whole.lm_head.state_dict())
-    source = save(text, tmp_path / "source")
-    names = save(emu3(), tmp_path / "other", emu3_names()) / "tokenizer.json"
-    tokenizer = MoVQGAN(MoVQGANConfig.from_hf(MOVQGAN_SHAPE)).eval()
-    tokenizer.load_state_dict(whole.model.vqmodel.state_dict())
-    image = save_baai(tmp_path / "image", tokenizer)
-    import_checkpoint(source, tmp_path / "in", image_tokenizer=image, text_tokenizer=names)
-    ours = Omnigram.from_pretrained(tmp_path / "in")
-    assert_same_tensors(ours.image_tokenizer.state_dict(), tokenizer.state_dict())
-    assert ours.card.preprocessing is not None
-    assert (ours.card.preprocessing.max_ratio, ours.card.preprocessing.max_pixels) == (5, 1024)
-    codes = torch.arange(16).reshape(1, 4, 4) % CODES
-    assert torch.equal(ours.image_tokenizer.decode(codes), tokenizer.decode(codes))
-    with pytest.warns(UserWarning, match=r"preprocessor_config.json only comes near .*transparency='ignore'"):
-        export_checkpoint(tmp_path / "in", "emu3", tmp_path / "out")
-    preprocessor = json.loads((tmp_path / "out/preprocessor_config.json").read_text())
-    assert preprocessor["image_processor_type"] == "Emu3ImageProcessor"  # BAAI's own is not one of transformers
-    assert (preprocessor["image_mean"], preprocessor["max_pixels"]) == ([0.5, 0.5, 0.5], 1024)
-    loaded: Any = Emu3ForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
-    theirs, info = loaded
-    assert not any(info.values())
-    assert_same_tensors(theirs.state_dict(), whole.state_dict())
-    assert weights(tmp_path / "out").keys() == weights(tmp_path / "other").keys()
