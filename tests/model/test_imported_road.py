@@ -90,9 +90,7 @@ def test_an_emu3_is_trained_on_at_its_own_sizes(folder: Path) -> None:
 
 def test_what_cannot_end_well_is_said_before_tokens_are_made(folder: Path) -> None:
     imported_chameleon(folder)
-    with pytest.raises(
-        ValueError, match=r"codes lie among the text ids .*: set loss.partitioned=false"
-    ):
+    with pytest.raises(ValueError, match=r"codes lie among the text ids .*: set loss.partitioned=false"):
         go_on(folder, "loss.partitioned=true")
     save(llama(), folder / "words", llama_names())
     import_checkpoint(folder / "words", folder / "llama")
