@@ -100,13 +100,18 @@ def test_the_page_shows_what_is_written() -> None:
         assert "\n".join(lines) in page, "docs/published.md should hold:\n" + "\n".join(lines)
 
 
-def test_the_short_picture_on_the_page_is_whole() -> None:
-    """Every token of a 2 x 2 picture, of the models that can draw one."""
-    page = PAGE.read_text(encoding="utf-8")
+def test_the_short_pictures_on_the_page_are_what_is_written() -> None:
+    """Every token of a 2 x 2 picture, or both ends of a block of fixed size."""
+    page, few = PAGE.read_text(encoding="utf-8"), np.array([[5, 17], [200, 8191]])
     for name in ("lumina", "emu3", "emu3_5"):
-        block, _ = block_of(name)
-        ids = block.write(np.array([[5, 17], [200, 8191]])).tolist()
-        assert f"{NAMES[name]:<12} {' '.join(map(str, ids))}" in page
+        assert f"\n{NAMES[name]:<12} {' '.join(map(str, block_of(name)[0].write(few).tolist()))}\n" in page
+    for name, shape in (("chameleon", (32, 32)), ("lwm", (1, 16, 16)), ("seed", (32,))):
+        codes = np.zeros(shape, dtype=int)
+        codes.flat[[0, 1, -2, -1]] = few.ravel()
+        block = block_of(name)[0]
+        ids, slots = block.write(codes).tolist(), block.layout(*shape).slots
+        first, last = ids[: slots[1] + 1], ids[slots[-2] :]
+        assert f"\n{NAMES[name]:<12} {' '.join(map(str, first))} … {' '.join(map(str, last))}\n" in page
 
 
 def test_the_python_on_the_page_runs() -> None:
