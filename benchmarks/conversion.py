@@ -34,6 +34,7 @@ from omnigram.model.conversion.meta import MetaModel
 from omnigram.model.conversion.safetensors_files import Planned, write_folder
 from omnigram.model.conversion.sources import decoder_tensors
 from omnigram.tokenizers.preprocessing import CHAMELEON_TRANSFORMERS
+from omnigram.tokenizers.preprocessor_config import write_preprocessor_config
 from omnigram.tokenizers.published import CHAMELEON_NAMES, chameleon_code_name
 from omnigram.tokenizers.vqgan import TAMING, VQGAN, VQGANConfig
 
@@ -124,7 +125,7 @@ def save_as_transformers(folder: Path, config: OmnigramConfig, noise: Noise) -> 
         dtype="bfloat16",
     )
     theirs.save_pretrained(folder)
-    (folder / PREPROCESSOR).write_text(json.dumps(CHAMELEON_TRANSFORMERS.to_hf()))
+    (folder / PREPROCESSOR).write_text(json.dumps(write_preprocessor_config(CHAMELEON_TRANSFORMERS)))
     save_tokenizer(folder / "tokenizer.json", names)
 
 

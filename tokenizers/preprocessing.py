@@ -13,7 +13,7 @@ field or two, so that a source is a value. Dimensions: h, w sides of what comes 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,7 +69,7 @@ class Preprocessing:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         _one_of("transparency", self.transparency, _ON_WHITE)
         _one_of("resize", self.resize, _SIZES)
-        _one_of("resample", self.resample, _FILTERS)
+        _one_of("resample", self.resample, FILTERS)
         _one_of("precision", self.precision, ("float32", "float64"))
         for name in ("side", "multiple", "min_pixels", "max_pixels"):
             value, needed = getattr(self, name), name in _NEEDS[self.resize]
@@ -106,7 +106,7 @@ class Preprocessing:
         height, width = self.resized(picture.height, picture.width)
         picture = _ON_WHITE[self.transparency](picture)
         if self.resize != "keep":
-            picture = picture.resize((width, height), _FILTERS[self.resample])
+            picture = picture.resize((width, height), FILTERS[self.resample])
         if self.crop is not None:
             crop_height, crop_width = self.crop
             top, left = (height - crop_height) // 2, (width - crop_width) // 2
@@ -121,71 +121,6 @@ class Preprocessing:
         mean, std = (torch.tensor(value, dtype=torch.float64) for value in (self.mean, self.std))
         values = (rearrange(pixels.detach().cpu().double(), "c h w -> h w c") * std + mean) / self.scale
         return Image.fromarray(values.round().clamp(0, 255).to(torch.uint8).numpy())
-
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> "Preprocessing":
-        """Of the contents of a preprocessor_config.json of Chameleon's or Emu3's kind; what it leaves out is default.
-
-        ValueError in one line, naming the key, for another kind and for what cannot be said here.
-        """
-        kind = str(config.get("image_processor_type") or config.get("feature_extractor_type"))
-        kind = kind.removesuffix("Fast").removesuffix("Pil")
-        if kind not in _KINDS:
-            raise ValueError(f"preprocessor_config: image_processor_type={kind!r} is none of {', '.join(_KINDS)}")
-        default, changes = _KINDS[kind], {}
-        for key, (name, read) in _HF_KEYS.items():
-            value = config.get(key)
-            if value is None or getattr(default, name) is None:  # of the other kind
-                continue
-            try:
-                changes[name] = read(value)
-            except (TypeError, ValueError, KeyError):
-                raise ValueError(f"preprocessor_config: {key}={value!r} is not supported for a {kind}") from None
-        if config.get("do_convert_rgb") is False:
-            raise ValueError("preprocessor_config: do_convert_rgb=false is not supported; pixels have three colours")
-        for key, without in _HF_SWITCHES.items():
-            if config.get(key) is False:
-                changes.update(without)
-        return replace(default, **changes)
-
-    def to_hf(self) -> dict[str, Any]:
-        """The contents of a preprocessor_config.json with which transformers computes the same pixels.
-
-        ValueError, naming the fields, for what its processors cannot do.
-        """
-        kind = {"area_range": "Emu3ImageProcessor"}.get(self.resize, "ChameleonImageProcessor")
-        default, fixed = _KINDS[kind], ["transparency", "precision", "min_side", "max_ratio"]
-        if self.resize != "keep":
-            fixed.append("resize")
-        if default.crop is None:
-            fixed.append("crop")
-        other = [name for name in fixed if getattr(self, name) != getattr(default, name)]
-        if other:
-            ours, theirs = (", ".join(f"{name}={getattr(of, name)!r}" for name in other) for of in (self, default))
-            raise ValueError(f"{kind} of transformers cannot do {ours}, only {theirs}; dataclasses.replace those")
-        config: dict[str, Any] = {
-            "image_processor_type": kind,
-            "do_convert_rgb": True,
-            "do_resize": self.resize != "keep",
-            "resample": int(_FILTERS[self.resample]),
-            "do_rescale": True,
-            "rescale_factor": self.scale,
-            "do_normalize": True,
-            "image_mean": list(self.mean),
-            "image_std": list(self.std),
-        }
-        if self.resize == "area_range":
-            return config | {
-                "min_pixels": self.min_pixels,
-                "max_pixels": self.max_pixels,
-                "spatial_factor": self.multiple,
-                "do_pad": True,
-            }
-        if self.side is not None:
-            config["size"] = {"shortest_edge": self.side}
-        if self.crop is not None:
-            config["crop_size"] = dict(zip(("height", "width"), self.crop, strict=True))
-        return config | {"do_center_crop": self.crop is not None}
 
 
 def _one_of(name: str, value: str, choices: Any) -> None:
@@ -266,7 +201,7 @@ _NEEDS = {  # the fields that each of them takes
     "area_range": ("multiple", "min_pixels", "max_pixels"),
     "area": ("multiple", "max_pixels"),
 }
-_FILTERS = {name.lower(): value for name, value in Image.Resampling.__members__.items()}
+FILTERS = {name.lower(): value for name, value in Image.Resampling.__members__.items()}
 
 CHAMELEON = Preprocessing(
     transparency="blend",
@@ -312,33 +247,3 @@ EMU3_5 = Preprocessing(
     std=(1.0, 1.0, 1.0),
     precision="float64",
 )
-
-_KINDS = {  # by the name of the class that a preprocessor_config.json asks for
-    "ChameleonImageProcessor": CHAMELEON_TRANSFORMERS,
-    "Emu3ImageProcessor": EMU3_TRANSFORMERS,
-    "Emu3VisionVQImageProcessor": EMU3,
-}
-
-
-def _colours(value: Any) -> RGB:
-    red, green, blue = [value] * 3 if isinstance(value, int | float) else value
-    return float(red), float(green), float(blue)
-
-
-_HF_KEYS: dict[str, tuple[str, Callable[[Any], Any]]] = {  # key of the file -> field, and how its value is read
-    "resample": ("resample", lambda value: Image.Resampling(value).name.lower()),
-    "size": ("side", lambda value: int(value["shortest_edge"])),
-    "crop_size": ("crop", lambda value: (int(value["height"]), int(value["width"]))),
-    "min_pixels": ("min_pixels", int),
-    "max_pixels": ("max_pixels", int),
-    "spatial_factor": ("multiple", int),
-    "rescale_factor": ("scale", float),
-    "image_mean": ("mean", _colours),
-    "image_std": ("std", _colours),
-}
-_HF_SWITCHES: dict[str, dict[str, Any]] = {  # what a step that is switched off leaves behind
-    "do_resize": {"resize": "keep", "side": None, "multiple": None, "min_pixels": None, "max_pixels": None},
-    "do_center_crop": {"crop": None},
-    "do_rescale": {"scale": 1.0},
-    "do_normalize": {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)},
-}

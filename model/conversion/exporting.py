@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 from ...data.artefact import check_free, publish_folder
 from ...tokenizers.pixel_tokenizer import CONFIG, WEIGHTS, PixelTokenizer, image_tokenizer_class
 from ...tokenizers.preprocessing import CHAMELEON_TRANSFORMERS, EMU3_TRANSFORMERS, Preprocessing
+from ...tokenizers.preprocessor_config import write_preprocessor_config
 from ...tokenizers.published import CHAMELEON_NAMES, IMAGE_PLACEHOLDER, chameleon_code_name
 from ...tokenizers.published_text import TEXT_MODEL, TOKENIZER_JSON, load_text_tokenizer
 from ...tokenizers.vocabulary import Vocabulary
@@ -234,12 +235,12 @@ def _same(family: Family, one: PreTrainedConfig, other: PreTrainedConfig) -> boo
 def _preprocessor(family: Family, preprocessing: Preprocessing) -> dict[str, Any]:
     """For transformers' image processor, which may only come near. Warns if so."""
     try:
-        return preprocessing.to_hf()
+        return write_preprocessor_config(preprocessing)
     except ValueError as fault:
         near = {name: getattr(_PROCESSORS[family.name], name) for name in _OF_THE_PROCESSOR}
         reason = str(fault).partition(";")[0]
         warnings.warn(f"{PREPROCESSOR} only comes near to the model's own pixels: {reason}", stacklevel=4)
-        return replace(preprocessing, **near).to_hf()
+        return write_preprocessor_config(replace(preprocessing, **near))
 
 
 def _renamed(text: str, old: str, new: str) -> str:

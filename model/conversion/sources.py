@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...tokenizers.pixel_tokenizer import CONFIG, PixelTokenizer
 from ...tokenizers.preprocessing import Preprocessing
+from ...tokenizers.preprocessor_config import read_preprocessor_config
 from ...tokenizers.published_text import TOKENIZER_JSON
 from ...tokenizers.vqgan import VQGAN
 from ..configuration import OmnigramConfig
@@ -207,7 +208,7 @@ def _preprocessing(path: Path) -> Preprocessing | None:
     if not path.is_file():
         return None
     try:
-        return Preprocessing.from_hf(read_json(path))
+        return read_preprocessor_config(read_json(path))
     except ValueError as fault:
         raise ValueError(f"{path}: {fault}") from None
 

@@ -29,6 +29,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     theirs.model.vqmodel.load_state_dict(encoder)
     save(theirs, folder / "theirs", chameleon_names())
     with torch.no_grad():
+        assert vqgan.decoder is not None
         vqgan.decoder.conv_out.weight.mul_(0.05)  # pixels within -1 .. 1, as those of a trained one
     checkpoint = save_vqgan(folder, vqgan)
     import_checkpoint(folder / "theirs", folder / "ours", image_tokenizer=checkpoint)

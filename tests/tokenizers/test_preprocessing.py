@@ -22,6 +22,7 @@ from omnigram.tokenizers.preprocessing import (
     EMU3_TRANSFORMERS,
     Preprocessing,
 )
+from omnigram.tokenizers.preprocessor_config import read_preprocessor_config, write_preprocessor_config
 
 PRESETS = {
     "chameleon": CHAMELEON,
@@ -86,7 +87,7 @@ def test_pixels_are_those_of_transformers_with_other_options(size: tuple[int, in
         Emu3ImageProcessor(do_resize=False, do_normalize=False),
         Emu3ImageProcessor(image_mean=[0.5] * 3, image_std=[0.5] * 3, max_pixels=300_000),  # BAAI's
     ):
-        preset = Preprocessing.from_hf(processor.to_dict())
+        preset = read_preprocessor_config(processor.to_dict())
         assert torch.equal(preset(picture).float(), of_transformers(processor, picture).float())
 
 
@@ -236,8 +237,8 @@ def test_a_preprocessing_is_data(preset: Preprocessing):
     ],
 )
 def test_kinds_of_preprocessor_config(kind: str, preset: Preprocessing):
-    assert Preprocessing.from_hf({"image_processor_type": kind}) == preset
-    assert Preprocessing.from_hf({"feature_extractor_type": kind, "image_processor_type": None}) == preset
+    assert read_preprocessor_config({"image_processor_type": kind}) == preset
+    assert read_preprocessor_config({"feature_extractor_type": kind, "image_processor_type": None}) == preset
 
 
 def test_files_as_published_are_read():
@@ -257,7 +258,7 @@ def test_files_as_published_are_read():
         "rescale_factor": 0.0078,
         "size": {"shortest_edge": 512},
     }
-    assert Preprocessing.from_hf(chameleon) == CHAMELEON_TRANSFORMERS
+    assert read_preprocessor_config(chameleon) == CHAMELEON_TRANSFORMERS
     emu3 = {
         "auto_map": {"AutoImageProcessor": "image_processing_emu3visionvq.Emu3VisionVQImageProcessor"},
         "do_convert_rgb": True,
@@ -274,7 +275,7 @@ def test_files_as_published_are_read():
         "size": {"max_pixels": 1048576, "min_pixels": 262144},
         "spatial_factor": 8,
     }
-    assert Preprocessing.from_hf(emu3) == EMU3
+    assert read_preprocessor_config(emu3) == EMU3
 
 
 @pytest.mark.parametrize(
@@ -290,14 +291,14 @@ def test_files_as_published_are_read():
     ],
 )
 def test_transformers_loads_what_is_written(preset: Preprocessing):
-    config = json.loads(json.dumps(preset.to_hf()))
-    assert Preprocessing.from_hf(config) == preset
+    config = json.loads(json.dumps(write_preprocessor_config(preset)))
+    assert read_preprocessor_config(config) == preset
     chameleon = config["image_processor_type"] == "ChameleonImageProcessor"
     processor = (ChameleonImageProcessorPil if chameleon else Emu3ImageProcessor).from_dict(config)
     assert isinstance(processor, ChameleonImageProcessorPil | Emu3ImageProcessor)
     for picture in (noise("RGBA", 61, 83), noise("P with transparency", 120, 40)):
         assert torch.equal(preset(picture), of_transformers(processor, picture))
-    assert Preprocessing.from_hf(processor.to_dict()) == preset
+    assert read_preprocessor_config(processor.to_dict()) == preset
 
 
 CHAMELEON_FILE = {"image_processor_type": "ChameleonImageProcessor"}
@@ -316,23 +317,29 @@ FAULTS: dict[str, Callable[[], object]] = {
     "min_pixels=262144 is more than max_pixels=9": lambda: replace(EMU3, max_pixels=9),
     r"crop=\(512,\) must be a height and a width": lambda: Preprocessing(**{**asdict(CHAMELEON), "crop": [512]}),
     r"std=\(1, 1, 0\): three colours": lambda: replace(EMU3, std=(1, 1, 0)),
-    "image_processor_type='CLIPImageProcessor' is none of ": lambda: Preprocessing.from_hf(
+    "image_processor_type='CLIPImageProcessor' is none of ": lambda: read_preprocessor_config(
         {"image_processor_type": "CLIPImageProcessor"}
     ),
-    "image_processor_type='None' is none of ": lambda: Preprocessing.from_hf({}),
-    "size={'height': 9, 'width': 9} is not supported": lambda: Preprocessing.from_hf(
+    "image_processor_type='None' is none of ": lambda: read_preprocessor_config({}),
+    "size={'height': 9, 'width': 9} is not supported": lambda: read_preprocessor_config(
         CHAMELEON_FILE | {"size": {"height": 9, "width": 9}}
     ),
-    "resample=77 is not supported": lambda: Preprocessing.from_hf(CHAMELEON_FILE | {"resample": 77}),
-    r"image_mean=\[1.0\] is not supported": lambda: Preprocessing.from_hf(CHAMELEON_FILE | {"image_mean": [1.0]}),
-    "do_convert_rgb=false is not supported": lambda: Preprocessing.from_hf(CHAMELEON_FILE | {"do_convert_rgb": False}),
+    "resample=77 is not supported": lambda: read_preprocessor_config(CHAMELEON_FILE | {"resample": 77}),
+    r"image_mean=\[1.0\] is not supported": lambda: read_preprocessor_config(CHAMELEON_FILE | {"image_mean": [1.0]}),
+    "do_convert_rgb=false is not supported": lambda: read_preprocessor_config(
+        CHAMELEON_FILE | {"do_convert_rgb": False}
+    ),
     "ChameleonImageProcessor of transformers cannot do transparency='blend', precision='float64', resize='short_side', "
-    "only transparency='composite', precision='float32', resize='short_side_floor'": CHAMELEON.to_hf,
-    "Emu3ImageProcessor of transformers cannot do transparency='ignore', min_side=8, max_ratio=5, only": EMU3.to_hf,
-    r"Emu3ImageProcessor of transformers cannot do crop=\(8, 8\), only crop=None": lambda: replace(
-        EMU3_TRANSFORMERS, crop=(8, 8)
-    ).to_hf(),
-    "cannot do transparency='ignore', precision='float64', resize='area'": EMU3_5.to_hf,
+    "only transparency='composite', precision='float32', resize='short_side_floor'": lambda: write_preprocessor_config(
+        CHAMELEON
+    ),
+    "Emu3ImageProcessor of transformers cannot do transparency='ignore', min_side=8, max_ratio=5, only": lambda: (
+        write_preprocessor_config(EMU3)
+    ),
+    r"Emu3ImageProcessor of transformers cannot do crop=\(8, 8\), only crop=None": lambda: write_preprocessor_config(
+        replace(EMU3_TRANSFORMERS, crop=(8, 8))
+    ),
+    "cannot do transparency='ignore', precision='float64', resize='area'": lambda: write_preprocessor_config(EMU3_5),
 }
 
 
