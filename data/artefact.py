@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -65,10 +66,20 @@ def make_folder(path: Path | str) -> Path:
         with plain_errors(path):
             path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+        if isinstance(error, FileExistsError) and not _is_other(path):
+            return make_folder(path)  # it was there, and was gone when pathlib asked whether it is a folder
         file = next((there for there in (path, *path.parents) if there.is_file()), None)
         reason = f"{file} is a file" if file else (error.strerror or "")
         raise NotADirectoryError(f"the folder {path} cannot be made ({reason}): choose another one") from None
     return path
+
+
+def _is_other(path: Path) -> bool:
+    """Whether something else than a folder has this name."""
+    try:
+        return not stat.S_ISDIR(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return path.is_symlink()
 
 
 def _partial(path: Path) -> Path:
