@@ -1,7 +1,9 @@
 """All tests: one thread, so that numbers repeat and the suite leaves a busy machine usable; patient property tests."""
 
 import os
+from collections.abc import Iterator
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -12,3 +14,10 @@ def pytest_configure() -> None:
     # fewer examples than usual, and no time limit for each, for the machine may be busy
     settings.register_profile("patient", deadline=None, max_examples=50)
     settings.load_profile("patient")
+
+
+@pytest.fixture(autouse=True)
+def subnormal_numbers() -> Iterator[None]:
+    """Training takes subnormal numbers for zero, and the process keeps to it: the next test has them again."""
+    yield
+    torch.set_flush_denormal(False)
