@@ -145,7 +145,7 @@ def require(settings: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
     """ValueError if settings of a published configuration are not as they can only be."""
     for name, value in fixed.items():
         if settings.get(name, value) != value:
-            raise ValueError(f"{name} {settings[name]!r} is not supported: it must be {value!r}")
+            raise ValueError(f"{name} {settings[name]!r} of the image tokenizer is not supported: it must be {value!r}")
 
 
 def check_levels(base_channels: int, multipliers: Sequence[int], num_res_blocks: int) -> None:

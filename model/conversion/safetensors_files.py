@@ -87,7 +87,11 @@ def read_folder(folder: Path) -> Checkpoint:
         return read_file(folder / WEIGHTS)
     index = folder / INDEX
     if not index.is_file():
-        raise FileNotFoundError(f"{folder} holds no weights: neither {WEIGHTS} nor {INDEX} is there")
+        pickled = next(iter(sorted(folder.glob("*.bin"))), None)
+        remedy = "download it again"
+        if pickled is not None:
+            remedy = f"{pickled.name} is not read: load it with transformers and save_pretrained it as safetensors"
+        raise FileNotFoundError(f"{folder} holds no weights, neither {WEIGHTS} nor {INDEX}: {remedy}")
     check_downloaded(index)
     try:
         listed: dict[str, str] = dict(json.loads(index.read_text())["weight_map"])

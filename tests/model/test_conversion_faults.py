@@ -186,7 +186,12 @@ FAULTS: dict[str, tuple[str, Change, str]] = {
         "model.safetensors: tensor .* does not lie where the header says",
     ),
     "header entry": ("one", header(lambda fields: fields.update({NORM: 3})), "safetensors file: its header is damaged"),
-    "no weights": ("one", lambda f: (f / "model.safetensors").unlink(), "holds no weights: neither model.safetensors"),
+    "no weights": ("one", lambda f: (f / "model.safetensors").unlink(), "holds no weights, .*: download it again"),
+    "pickled weights": (
+        "one",
+        lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+        "holds no weights, neither .*: pytorch_model.bin is not read: load it with transformers",
+    ),
     "no shard": (
         "several",
         lambda folder: sorted(folder.glob("*.safetensors"))[1].unlink(),
