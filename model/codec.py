@@ -41,8 +41,12 @@ class Codec:
         text_tokenizer: TextTokenizer | PublishedText,
         image_tokenizer: PixelTokenizer | None,
         card: Card | None = None,
+        source: Path | None = None,
     ):
-        """ValueError for parts that do not belong together, by their sizes or by the identities on the card."""
+        """source: a folder of small files that `save` passes on.
+
+        ValueError for parts that do not belong together, by their sizes or by the identities on the card.
+        """
         card = card or Card()
         identities = {"vocabulary": vocabulary.identity, "text": text_tokenizer.identity}
         if image_tokenizer is not None:
@@ -62,7 +66,7 @@ class Codec:
             for height, width in card.sizes:
                 self.grammar.blocks["image"].check_size(height, width)
         self.writer = Writer(self.grammar, text_tokenizer)
-        self.source: Path | None = None  # a folder of small files that `save` passes on
+        self.source = source
 
     @property
     def image_tokenizer(self) -> PixelTokenizer:
@@ -75,11 +79,6 @@ class Codec:
     def patch(self) -> int:
         """Pixels a side of one code."""
         return self.image_tokenizer.patch
-
-    @property
-    def is_published(self) -> bool:
-        """Whether pictures are fitted and written as an imported model does it, not as the data has them."""
-        return bool(self.card.grammars) or self.card.preprocessing is not None
 
     def check_draws(self) -> None:
         """ValueError if pictures can be read but not drawn."""
@@ -123,7 +122,7 @@ class Codec:
         self.text_tokenizer.save(folder / (TEXT_MODEL if ours else TOKENIZER_JSON))
         if self._image_tokenizer is not None:
             self._image_tokenizer.save_pretrained(folder / IMAGE_MODEL)
-        if self.source is not None:
+        if self.source is not None and self.source.resolve() != (folder / SOURCE).resolve():
             shutil.copytree(self.source, folder / SOURCE, dirs_exist_ok=True)
         (folder / CARD).write_text(self.card.to_json())
 
@@ -140,13 +139,11 @@ class Codec:
         image_tokenizer = None
         if "image" in card.identities or (folder / IMAGE_MODEL).is_dir():
             image_tokenizer = load_image_tokenizer(folder / IMAGE_MODEL).to(device)
+        source = folder / SOURCE if (folder / SOURCE).is_dir() else None
         try:
-            codec = cls(vocabulary, text_tokenizer, image_tokenizer, card)
+            return cls(vocabulary, text_tokenizer, image_tokenizer, card, source)
         except ValueError as fault:
             raise ValueError(f"{folder}: {fault}") from None
-        if (folder / SOURCE).is_dir():
-            codec.source = folder / SOURCE
-        return codec
 
     def _pixels(self, picture: Image.Image) -> Float[Tensor, "3 h w"]:
         if self.card.preprocessing is not None:

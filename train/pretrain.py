@@ -196,9 +196,8 @@ def bundle(model: OmnigramForCausalLM, tokens: TokenDataset, codec: Codec, confi
         sizes=shapes,
         sampling=_sampling(config),
     )
-    made = Codec(codec.vocabulary, codec.text_tokenizer, codec.image_tokenizer.to(model.device), card)
-    made.source = codec.source
-    return Omnigram(model, made)
+    image = codec.image_tokenizer.to(model.device)
+    return Omnigram(model, Codec(codec.vocabulary, codec.text_tokenizer, image, card, codec.source))
 
 
 def _check_tokenizers(config: DictConfig) -> None:

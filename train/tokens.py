@@ -65,15 +65,15 @@ def fitting_of(codec: Codec, resolution: int, max_ratio: float) -> Fitting:
     """How pictures are fitted: as an imported model does it, else as `resolution` and `max_ratio` say."""
     if codec.card.preprocessing is not None:
         return Fitting(codec.patch, preprocessing=codec.card.preprocessing)
-    if codec.is_published:
+    if "image" in codec.card.grammars:
         sizes = tuple((height * codec.patch, width * codec.patch) for height, width in codec.card.sizes)
         return Fitting(codec.patch, sizes=sizes)
     return Fitting(codec.patch, resolution, max_ratio)
 
 
 def published(codec: Codec) -> dict[str, Any]:
-    """How an imported model numbers and writes its codes, as JSON has it; empty for one trained here."""
-    if not codec.is_published:
+    """How a model numbers and writes its codes, if it has its own way, as JSON has it; empty for one trained here."""
+    if not codec.card.grammars and codec.card.preprocessing is None:
         return {}
     grammars = {name: asdict(grammar) for name, grammar in sorted(codec.card.grammars.items())}
     fields = {"vocabulary": codec.vocabulary.identity, "grammars": grammars, "max_side": codec.card.max_side}

@@ -74,6 +74,8 @@ def test_a_chameleon_is_trained_on_and_the_same_command_finds_its_run(folder: Pa
     assert end.vocabulary == start.vocabulary
     kept = {path.name: path.read_bytes() for path in (folder / "ours" / "source").iterdir()}
     assert {path.name: path.read_bytes() for path in (run / "export" / "source").iterdir()} == kept
+    start.save_pretrained(folder / "ours")  # in its own place
+    assert {path.name: path.read_bytes() for path in (folder / "ours" / "source").iterdir()} == kept
 
 
 def test_an_emu3_is_trained_on_at_its_own_sizes(folder: Path) -> None:
