@@ -1,15 +1,21 @@
-"""The codebook of the published VQGANs: the nearest of K vectors, trained by gradients.
+"""The codebook of the published VQGANs: the nearest of K vectors, trained by gradients; and what has one.
 
 VQ-VAE (https://arxiv.org/abs/1711.00937); on the unit sphere as in ViT-VQGAN (https://arxiv.org/abs/2110.04627).
 
 Dimensions: B batch, D codebook dimension, h w grid of codes, K codebook size, N vectors.
 """
 
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from .pixel_tokenizer import PixelTokenizer
 from .quantizer import Quantized, perplexity
 
 COMMITMENT = 0.25  # weight of the encoder's term against the codebook's 1, in taming, Chameleon and LlamaGen alike
@@ -59,3 +65,44 @@ class Codebook(nn.Module):
     def lookup(self, ids: Int[Tensor, " b *grid"]) -> Float[Tensor, " b d *grid"]:
         """The vectors of codes, contiguous: torch's group norm in channels_last drops digits on the CPU."""
         return self.vectors[ids].movedim(-1, 1).contiguous()
+
+
+class CodebookTokenizer(PixelTokenizer):
+    """An image tokenizer made of a dataclass `config`, with a codebook named `quantize`, as published ones are."""
+
+    config_class: ClassVar[type]
+    config: Any  # of `config_class`, with `patch` and `codebook_size`
+    quantize: Codebook
+
+    @property
+    def patch(self) -> int:
+        return self.config.patch
+
+    @property
+    def codebook_size(self) -> int:
+        return self.config.codebook_size
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return dataclasses.asdict(self.config)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        return cls(cls.config_class(**settings))
+
+    @abstractmethod
+    def forward(self, pixels: Float[Tensor, "b 3 height width"]) -> Quantized:
+        """Pixels -> the quantized vectors, which gradients pass, with their ids, loss and statistics.
+
+        Raises ValueError if a side is no multiple of `patch`.
+        """
+
+    @abstractmethod
+    def draw(self, codes: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 3 height width"]:
+        """Vectors of codes -> pixels, not clamped; the way of gradients. ValueError without a decoder."""
+
+    def _ids(self, pixels: Float[Tensor, "b 3 height width"]) -> Int[Tensor, "b h w"]:
+        return self(pixels).ids
+
+    def _pixels(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
+        return self.draw(self.quantize.lookup(ids))

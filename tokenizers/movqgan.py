@@ -16,9 +16,8 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .codebook import Codebook
+from .codebook import Codebook, CodebookTokenizer
 from .movqgan_layers import CausalConv, DoubleFrames, HalveFrames, MoVQLevel, MoVQMiddle, SpatialNorm, TemporalBlock
-from .pixel_tokenizer import PixelTokenizer
 from .quantizer import Quantized
 from .vqgan import FIXED, check_levels, require
 from .vqgan_layers import Downsample, Norm, Upsample, swish
@@ -179,10 +178,12 @@ class Decoder(nn.Module):
         return self.conv_out(swish(self.norm_out(x, codes)))
 
 
-class MoVQGAN(PixelTokenizer):
+class MoVQGAN(CodebookTokenizer):
     """Encoder, convolution over time, codebook, convolution over time, decoder. A picture is a still clip."""
 
     kind = "movqgan"
+    config_class = MoVQGANConfig
+    config: MoVQGANConfig
 
     def __init__(self, config: MoVQGANConfig):
         super().__init__()
@@ -193,35 +194,15 @@ class MoVQGAN(PixelTokenizer):
         self.post_quant_conv = CausalConv(config.embed_dim, config.embed_dim, (3, 1, 1))
         self.decoder = Decoder(config)
 
-    @property
-    def patch(self) -> int:
-        return self.config.patch
-
-    @property
-    def codebook_size(self) -> int:
-        return self.config.codebook_size
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return dataclasses.asdict(self.config)
-
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
-        return cls(MoVQGANConfig(**settings))
-
     def forward(self, pixels: Float[Tensor, "b 3 height width"]) -> Quantized:
-        """Pixels -> the quantized vectors, which gradients pass, with their ids, loss and statistics.
-
-        Raises ValueError if a side is no multiple of `patch`.
-        """
         self.check_pixels(pixels)
         # encoded frame by frame though all are equal: once would do, but round otherwise, and move a code now and then
         clip = repeat(pixels, "b c h w -> b t c h w", t=self.config.temporal_downsample_factor)
         return self.quantize(self._vectors(clip)[:, :, 0])
 
     def draw(self, codes: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 3 height width"]:
-        """Vectors of codes -> pixels, not clamped; the way of gradients. Of the frames of a code the first is drawn."""
         clip = codes[:, :, None]
+        # of the frames of a code the first is drawn
         latents, codes = (x[:, :, 0] for x in self.decoder.in_time(self.post_quant_conv(clip), clip))
         return self.decoder.in_space(latents, codes)
 
@@ -255,9 +236,3 @@ class MoVQGAN(PixelTokenizer):
         frames = rearrange(clip.to(self.quantize.embedding.weight.dtype), "b t c h w -> (b t) c h w").contiguous()
         latents = rearrange(self.encoder.in_space(frames), "(b t) d h w -> b d t h w", b=len(clip))
         return self.quant_conv(self.encoder.in_time(latents))
-
-    def _ids(self, pixels: Float[Tensor, "b 3 height width"]) -> Int[Tensor, "b h w"]:
-        return self(pixels).ids
-
-    def _pixels(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
-        return self.draw(self.quantize.lookup(ids))

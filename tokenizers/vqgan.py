@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from .codebook import Codebook
-from .pixel_tokenizer import PixelTokenizer
+from .codebook import Codebook, CodebookTokenizer
 from .quantizer import Quantized
 from .vqgan_layers import GROUPS, Attention, Downsample, Level, Middle, Norm, ResidualBlock, Upsample, swish
 
@@ -219,10 +218,12 @@ class Decoder(nn.Module):
         return self.conv_out(swish(self.norm_out(x)))
 
 
-class VQGAN(PixelTokenizer):
+class VQGAN(CodebookTokenizer):
     """Encoder, 1 x 1 convolution, codebook, 1 x 1 convolution, decoder."""
 
     kind = "vqgan"
+    config_class = VQGANConfig
+    config: VQGANConfig
 
     def __init__(self, config: VQGANConfig):
         super().__init__()
@@ -234,43 +235,16 @@ class VQGAN(PixelTokenizer):
         self.decoder = Decoder(config) if config.decoder else None
 
     @property
-    def patch(self) -> int:
-        return self.config.patch
-
-    @property
-    def codebook_size(self) -> int:
-        return self.config.codebook_size
-
-    @property
     def can_decode(self) -> bool:
         return self.config.decoder
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        return dataclasses.asdict(self.config)
-
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
-        return cls(VQGANConfig(**settings))
-
     def forward(self, pixels: Float[Tensor, "b 3 height width"]) -> Quantized:
-        """Pixels -> the quantized vectors, which gradients pass, with their ids, loss and statistics.
-
-        Raises ValueError if a side is no multiple of `patch`.
-        """
         self.check_pixels(pixels)
         return self.quantize(self.quant_conv(self.encoder(pixels.to(self.quant_conv.weight.dtype).contiguous())))
 
     def draw(self, codes: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 3 height width"]:
-        """Vectors of codes -> pixels, not clamped; the way of gradients. ValueError without a decoder."""
         if self.decoder is None:
             raise ValueError(
                 "this VQGAN has no decoder, as transformers' Chameleon: import the vqgan.ckpt of the published model"
             )
         return self.decoder(self.post_quant_conv(codes))
-
-    def _ids(self, pixels: Float[Tensor, "b 3 height width"]) -> Int[Tensor, "b h w"]:
-        return self(pixels).ids
-
-    def _pixels(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
-        return self.draw(self.quantize.lookup(ids))

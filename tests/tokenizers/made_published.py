@@ -2,11 +2,15 @@
 
 import io
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+
+from omnigram.tokenizers.vqgan import VQGAN, VQGANConfig
 
 
 def random_pictures(count: int, height: int, width: int) -> Tensor:
@@ -63,3 +67,26 @@ def count_ties(ours: Tensor, theirs: Tensor, vectors: Tensor, codebook: Tensor) 
     ties = int((least[:, 0] == least[:, 1]).sum())
     print(f"{len(ours)} ids, none differs, {ties} ties")  # pytest -rP shows it
     return ties
+
+
+TINY_VQGAN: dict[str, Any] = {
+    "embed_dim": 8,
+    "codebook_size": 256,
+    "latent_channels": 16,
+    "resolution": 16,
+    "base_channels": 32,
+    "channel_multiplier": (1, 2, 2),
+    "num_res_blocks": 1,
+}
+
+
+def tiny_vqgan(**changes: Any) -> VQGAN:
+    torch.manual_seed(0)
+    tokenizer = VQGAN(VQGANConfig(**TINY_VQGAN | changes)).eval()
+    shake(tokenizer)
+    pixels = random_pictures(16, 16, 16)
+    with torch.no_grad():
+        vectors = tokenizer.quant_conv(tokenizer.encoder(pixels)).movedim(1, -1).flatten(0, 2)
+        vectors = F.normalize(vectors, dim=1) if tokenizer.config.normalise_codes else vectors
+    scatter(tokenizer.quantize.embedding, vectors)
+    return tokenizer

@@ -9,43 +9,29 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_published import count_ties, random_pictures, real_pictures, scatter, shake
+from made_published import (
+    TINY_VQGAN,
+    count_ties,
+    random_pictures,
+    real_pictures,
+    scatter,
+    shake,
+    tiny_vqgan,
+)
 from torch import Tensor
 from transformers import ChameleonVQVAE, ChameleonVQVAEConfig
 
 from omnigram.tokenizers import codebook
-from omnigram.tokenizers.checkpoint_names import LLAMAGEN_STATISTIC, from_llamagen, taming_state
+from omnigram.tokenizers.checkpoint_names import taming_state
 from omnigram.tokenizers.codebook import COMMITMENT, Codebook
 from omnigram.tokenizers.pixel_tokenizer import load_weights
 from omnigram.tokenizers.vqgan import VQGAN, VQGANConfig
-
-TINY: dict[str, Any] = {
-    "embed_dim": 8,
-    "codebook_size": 256,
-    "latent_channels": 16,
-    "resolution": 16,
-    "base_channels": 32,
-    "channel_multiplier": (1, 2, 2),
-    "num_res_blocks": 1,
-}
-
-
-def made(**changes: Any) -> VQGAN:
-    torch.manual_seed(0)
-    tokenizer = VQGAN(VQGANConfig(**TINY | changes)).eval()
-    shake(tokenizer)
-    pixels = random_pictures(16, 16, 16)
-    with torch.no_grad():
-        vectors = tokenizer.quant_conv(tokenizer.encoder(pixels)).movedim(1, -1).flatten(0, 2)
-        vectors = F.normalize(vectors, dim=1) if tokenizer.config.normalise_codes else vectors
-    scatter(tokenizer.quantize.embedding, vectors)
-    return tokenizer
 
 
 def made_peer(**changes: Any) -> tuple[ChameleonVQVAE, VQGAN]:
     """transformers' Chameleon on random weights, and ours loaded from its config and state."""
     torch.manual_seed(0)
-    settings = VQGANConfig(**TINY | changes).to_hf()
+    settings = VQGANConfig(**TINY_VQGAN | changes).to_hf()
     peer = ChameleonVQVAE(ChameleonVQVAEConfig(**settings)).eval()
     shake(peer)
     ours = VQGAN(VQGANConfig.from_hf(peer.config.to_dict())).eval()
@@ -101,7 +87,7 @@ def test_of_equally_near_codes_the_first_is_taken_as_by_chameleon():
 
 def test_codes_do_not_depend_on_the_memory_of_pixels():
     """In channels_last, torch's group norm is a thousand times less exact on the CPU where a picture is nearly flat."""
-    tokenizer = made()
+    tokenizer = tiny_vqgan()
     pixels = 0.9 + 0.1 * random_pictures(16, 16, 16)
     other = pixels.to(memory_format=torch.channels_last)
     assert torch.equal(tokenizer(other).codes, tokenizer(pixels).codes)
@@ -178,149 +164,8 @@ def test_the_decoder_has_the_published_parameters():
     assert not [name for name in shapes if ".attn." in name or name.startswith("up.0.upsample")]
 
 
-class LlamaGen:
-    """Its tokenizer as its state says it: a second statement of encoder and decoder, in functions of named tensors."""
-
-    def __init__(self, state: dict[str, Tensor]):
-        self.state = state
-
-    def has(self, name: str) -> bool:
-        return f"{name}.weight" in self.state
-
-    def conv(self, x: Tensor, name: str, **how: Any) -> Tensor:
-        return F.conv2d(x, self.state[f"{name}.weight"], self.state[f"{name}.bias"], **how)
-
-    def norm(self, x: Tensor, name: str) -> Tensor:
-        return F.group_norm(x, 32, self.state[f"{name}.weight"], self.state[f"{name}.bias"], 1e-6)
-
-    def residual(self, x: Tensor, name: str) -> Tensor:
-        h = self.conv(F.silu(self.norm(x, f"{name}.norm1")), f"{name}.conv1", padding=1)
-        h = self.conv(F.silu(self.norm(h, f"{name}.norm2")), f"{name}.conv2", padding=1)
-        return h + (self.conv(x, f"{name}.nin_shortcut") if self.has(f"{name}.nin_shortcut") else x)
-
-    def attention(self, x: Tensor, name: str) -> Tensor:
-        h = self.norm(x, f"{name}.norm")
-        q, k, v = (self.conv(h, f"{name}.{part}").flatten(2).transpose(1, 2) for part in "qkv")
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
-        return x + self.conv(h, f"{name}.proj_out")
-
-    def middle(self, x: Tensor, side: str) -> Tensor:
-        x = self.attention(self.residual(x, f"{side}.mid.0"), f"{side}.mid.1")
-        return self.residual(x, f"{side}.mid.2")
-
-    def levels(self, x: Tensor, side: str) -> Tensor:
-        level = 0
-        while self.has(f"{side}.conv_blocks.{level}.res.0.conv1"):
-            name, block = f"{side}.conv_blocks.{level}", 0
-            while self.has(f"{name}.res.{block}.conv1"):
-                x = self.residual(x, f"{name}.res.{block}")
-                if self.has(f"{name}.attn.{block}.q"):
-                    x = self.attention(x, f"{name}.attn.{block}")
-                block += 1
-            if self.has(f"{name}.downsample.conv"):
-                x = self.conv(F.pad(x, (0, 1, 0, 1)), f"{name}.downsample.conv", stride=2)
-            if self.has(f"{name}.upsample.conv"):
-                doubled = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
-                x = self.conv(doubled, f"{name}.upsample.conv", padding=1)
-            level += 1
-        return x
-
-    def encode(self, pixels: Tensor) -> Tensor:
-        x = self.middle(self.levels(self.conv(pixels, "encoder.conv_in", padding=1), "encoder"), "encoder")
-        x = self.conv(F.silu(self.norm(x, "encoder.norm_out")), "encoder.conv_out", padding=1)
-        vectors = F.normalize(self.conv(x, "quant_conv"), dim=1)
-        return torch.einsum("bdhw,kd->bhwk", vectors, self.codes).argmax(-1)
-
-    def decode(self, ids: Tensor) -> Tensor:
-        x = self.conv(self.codes[ids].permute(0, 3, 1, 2), "post_quant_conv")
-        x = self.levels(self.middle(self.conv(x, "decoder.conv_in", padding=1), "decoder"), "decoder")
-        return self.conv(F.silu(self.norm(x, "decoder.norm_out")), "decoder.conv_out", padding=1)
-
-    @property
-    def codes(self) -> Tensor:
-        return F.normalize(self.state["quantize.embedding.weight"], dim=1)
-
-
-LLAMAGEN = {"normalise_codes": True, "attn_resolutions": (4,), "channel_multiplier": (1, 3, 2), "num_res_blocks": 2}
-
-
-def of_llamagen(levels: int, blocks: int) -> dict[str, str]:
-    """LlamaGen's name of each tensor -> ours, written out by its own code: the decoder counts from the coarsest."""
-    names: dict[str, str] = {}
-    middle = {"0": "block_1", "1": "attn_1", "2": "block_2"}
-    norms, convolutions = ("norm1", "norm2"), ("conv1", "conv2", "nin_shortcut")
-    for side, kind, number in (("encoder", "down", blocks), ("decoder", "up", blocks + 1)):
-        for part in ("conv_in", "norm_out", "conv_out"):
-            names[f"{side}.{part}"] = f"{side}.{part}"
-        for theirs, ours in middle.items():
-            for part in ("norm", "q", "k", "v", "proj_out", *norms, *convolutions):
-                names[f"{side}.mid.{theirs}.{part}"] = f"{side}.mid.{ours}.{part}"
-        for level in range(levels):
-            there, here = f"{side}.conv_blocks.{level}", level if side == "encoder" else levels - 1 - level
-            names[f"{there}.{kind}sample.conv"] = f"{side}.{kind}.{here}.{kind}sample.conv"
-            for block in range(number):
-                for part in (*norms, *convolutions):
-                    names[f"{there}.res.{block}.{part}"] = f"{side}.{kind}.{here}.block.{block}.{part}"
-                for part in ("norm", "q", "k", "v", "proj_out"):
-                    names[f"{there}.attn.{block}.{part}"] = f"{side}.{kind}.{here}.attn.{block}.{part}"
-    for name in ("quantize.embedding", "quant_conv", "post_quant_conv"):
-        names[name] = name
-    return {f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in names.items() for kind in ("weight", "bias")}
-
-
-def as_llamagen(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state of ours as LlamaGen's checkpoints have it, with the ring of codes seen."""
-    theirs = {name: state[ours] for name, ours in of_llamagen(3, 2).items() if ours in state}
-    assert len(theirs) == len(state)
-    return theirs | {LLAMAGEN_STATISTIC: torch.zeros(65536)}
-
-
-def test_llamagen_reads_and_draws_the_same():
-    ours = made(**LLAMAGEN).double()
-    theirs = LlamaGen(as_llamagen(ours.state_dict()))
-    pixels = random_pictures(16, 16, 24).double()
-    with torch.no_grad():
-        ids = theirs.encode(pixels)
-        assert torch.equal(ours.encode(pixels), ids)
-        assert len(ids.unique()) > 30
-        drawn = theirs.decode(ids)
-    assert drawn.std() > 0.1
-    torch.testing.assert_close(ours.decode(ids), drawn.clamp(-1, 1), rtol=0, atol=1e-10)
-
-
-def test_the_names_of_llamagen_are_one_to_one():
-    ours = made(**LLAMAGEN)
-    state = ours.state_dict()
-    theirs = as_llamagen(state)
-    assert {name: theirs[name].shape[0] for name in LLAMAGEN_NAMES} == LLAMAGEN_NAMES
-    for foreign in (theirs, {"model": theirs}):
-        back = from_llamagen(foreign)
-        assert back.keys() == state.keys()
-        assert all(back[name] is state[name] for name in state)
-
-
-# name -> length, of channel_multiplier 1, 3, 2 times 32: the decoder counts from the coarsest
-LLAMAGEN_NAMES = {
-    "encoder.conv_blocks.0.res.0.norm1.weight": 32,
-    "encoder.conv_blocks.1.res.0.nin_shortcut.weight": 96,
-    "encoder.conv_blocks.1.downsample.conv.weight": 96,
-    "encoder.conv_blocks.2.attn.1.proj_out.weight": 64,
-    "encoder.mid.0.conv1.weight": 64,
-    "encoder.mid.1.q.weight": 64,
-    "encoder.mid.2.conv2.bias": 64,
-    "decoder.mid.1.norm.weight": 64,
-    "decoder.conv_blocks.0.attn.2.k.weight": 64,
-    "decoder.conv_blocks.0.upsample.conv.weight": 64,
-    "decoder.conv_blocks.1.res.0.nin_shortcut.weight": 96,
-    "decoder.conv_blocks.2.res.2.norm1.weight": 32,
-    "quantize.embedding.weight": 256,
-    "quant_conv.weight": 8,
-    "post_quant_conv.weight": 16,
-}
-
-
 def test_a_checkpoint_of_taming_loads_without_its_loss():
-    source = made(attn_resolutions=(4,))
+    source = tiny_vqgan(attn_resolutions=(4,))
     loss = {
         "loss.discriminator.main.0.weight": torch.zeros(64, 3, 4, 4),
         "loss.perceptual_loss.net.slice1.0.weight": torch.zeros(64, 3, 3, 3),
@@ -340,7 +185,7 @@ def test_a_checkpoint_of_taming_loads_without_its_loss():
 @settings(max_examples=15)
 @given(height=st.integers(1, 5), width=st.integers(1, 5), batch=st.integers(1, 3))
 def test_codes_and_pictures_have_the_shapes_of_each_other(height: int, width: int, batch: int):
-    tokenizer = made(attn_resolutions=(8,))
+    tokenizer = tiny_vqgan(attn_resolutions=(8,))
     pixels = random_pictures(batch, 4 * height, 4 * width)
     ids = tokenizer.encode(pixels)
     assert tokenizer.patch == 4
@@ -353,7 +198,7 @@ def test_codes_and_pictures_have_the_shapes_of_each_other(height: int, width: in
 
 
 def test_the_codebook_is_searched_in_parts_alike(monkeypatch: pytest.MonkeyPatch):
-    tokenizer, pixels = made(), random_pictures(8, 32, 32)
+    tokenizer, pixels = tiny_vqgan(), random_pictures(8, 32, 32)
     ids = tokenizer.encode(pixels)
     monkeypatch.setattr(codebook, "DISTANCES", 256 * 7)
     assert torch.equal(tokenizer.encode(pixels), ids)
@@ -382,7 +227,7 @@ def test_gradients_pass_the_codebook_and_the_commitment_weighs_the_encoder(norma
 
 
 def test_it_trains_end_to_end_and_encodes_without_dropout():
-    tokenizer = made(dropout=0.5).train()
+    tokenizer = tiny_vqgan(dropout=0.5).train()
     pixels = random_pictures(2, 16, 16)
     ids = tokenizer.encode(pixels)
     assert tokenizer.training
@@ -394,7 +239,7 @@ def test_it_trains_end_to_end_and_encodes_without_dropout():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_folder_gives_back_what_was_written(dtype: torch.dtype, tmp_path: Path):
-    tokenizer = made(attn_resolutions=(8,), normalise_codes=True).to(dtype)
+    tokenizer = tiny_vqgan(attn_resolutions=(8,), normalise_codes=True).to(dtype)
     tokenizer.save_pretrained(tmp_path)
     again = VQGAN.from_pretrained(tmp_path)
     assert again.config == tokenizer.config
@@ -415,14 +260,14 @@ def refused(action: Callable[[], Any], message: str) -> None:
 
 
 def test_bad_input_is_refused_in_one_line():
-    tokenizer = made()
+    tokenizer = tiny_vqgan()
     refused(lambda: tokenizer.encode(torch.zeros(1, 3, 30, 32)), "30 x 32 pixels: sides must be multiples of 4")
     refused(lambda: tokenizer.encode(torch.zeros(1, 1, 32, 32)), r"\(1, 1, 32, 32\) .* axes \[b 3 height width\]")
     refused(lambda: tokenizer.encode(torch.zeros(3, 32, 32)), r"shape \(3, 32, 32\) do not have the axes")
     refused(lambda: tokenizer.decode(torch.full((1, 2, 2), 256)), r"256 .. 256 are not all in the codebook of 256")
     refused(lambda: tokenizer.decode(torch.full((1, 2, 2), -1)), "not all in the codebook")
     refused(lambda: tokenizer.decode(torch.zeros(4, dtype=torch.int64)), r"shape \(4,\) do not have the axes \[b h w\]")
-    refused(lambda: made(decoder=False).decode(torch.zeros(1, 2, 2, dtype=torch.int64)), "no decoder.*vqgan.ckpt")
+    refused(lambda: tiny_vqgan(decoder=False).decode(torch.zeros(1, 2, 2, dtype=torch.int64)), "no decoder.*vqgan.ckpt")
 
 
 def test_impossible_configurations_are_refused_in_one_line():
@@ -444,11 +289,11 @@ def test_impossible_configurations_are_refused_in_one_line():
 
 
 def test_weights_of_another_model_are_named():
-    tokenizer = made()
+    tokenizer = tiny_vqgan()
     state = tokenizer.state_dict()
     missing = {name: tensor for name, tensor in state.items() if name != "decoder.conv_out.bias"}
     refused(lambda: load_weights(tokenizer, missing, "a.ckpt"), r"^a\.ckpt .*: decoder\.conv_out\.bias is missing$")
-    other = made(embed_dim=6).state_dict()
+    other = tiny_vqgan(embed_dim=6).state_dict()
     refused(
         lambda: load_weights(tokenizer, other, "a.ckpt"),
         r"quant_conv\.weight is \[6, 16, 1, 1\], not \[8, 16, 1, 1\], and 3 more such faults$",
