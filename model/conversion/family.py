@@ -154,5 +154,9 @@ def parse(family: Family, path: Path) -> PreTrainedConfig:
     fields = read_json(path)
     try:
         return family.parse(fields)
+    except ZeroDivisionError:  # transformers divides before it looks
+        raise ValueError(
+            f"{path}: a width or a number of heads is 0: take the configuration that belongs to the weights"
+        ) from None
     except Exception as fault:  # transformers' checks raise many kinds
         raise ValueError(f"{path} is no configuration of a {family.name}: {' '.join(str(fault).split())}") from None
