@@ -84,7 +84,7 @@ class OmnigramProcessor(ProcessorMixin):
         """For `generate(**inputs, prefix_allowed_tokens_fn=…)`: only what the grammar permits after these inputs.
 
         limits: arguments of `DocumentGrammar.automaton`. `text=False, max_blocks=0` finishes the picture that `draw`
-            began, `max_blocks=0, min_tokens=1` writes words. With `max_tokens`, which should be the `max_new_tokens` of
+            began, `max_blocks=0, min_text=1` writes words. With `max_tokens`, which should be the `max_new_tokens` of
             `generate`, there is always room left to close blocks and document.
         """
         rows, mask = np.asarray(inputs["input_ids"]), np.asarray(inputs["attention_mask"], dtype=bool)

@@ -61,7 +61,7 @@ class DocumentGrammar:
         max_blocks: int | None = None,
         end_with_block: bool = False,
         max_codes: int | None = None,
-        min_tokens: int = 0,
+        min_text: int = 0,
         max_tokens: int | None = None,
     ) -> "DocumentAutomaton":
         """What may come next. The limits hold for what follows the prompt given to `DocumentAutomaton.after`.
@@ -70,17 +70,20 @@ class DocumentGrammar:
             `max_codes` codes.
         text: whether text may be written. min_blocks, max_blocks: how many blocks are begun.
         end_with_block: the document ends with its `max_blocks`-th block.
-        min_tokens: how many ids follow before eos, where others than eos can follow.
+        min_text: how many text ids are written first, before a block begins or the document ends.
         max_tokens: how many ids may follow, eos included; there is always room left to close block and document.
 
         One picture of 8 x 8: `sizes={"image": (8, 8)}, text=False, min_blocks=1, max_blocks=1`. Words: `max_blocks=0`,
-        with `min_tokens=1` at least some.
-        Page: `max_blocks=4`. To finish a block that the prompt has begun: `text=False, max_blocks=0`.
+        with `min_text=1` at least some. Words and then their picture: `min_text=1, min_blocks=1, max_blocks=1,
+        end_with_block=True`. Page: `max_blocks=4`. To finish a block that the prompt has begun: `text=False,
+        max_blocks=0`.
         """
         if min_blocks > (np.inf if max_blocks is None else max_blocks) or min_blocks < 0:
             raise ValueError(f"min_blocks={min_blocks} must be between 0 and max_blocks={max_blocks}")
-        if min_tokens < 0 or (max_tokens is not None and min_tokens >= max_tokens):
-            raise ValueError(f"min_tokens={min_tokens} must be 0 or more, and below max_tokens={max_tokens}")
+        if min_text < 0 or (max_tokens is not None and min_text >= max_tokens):
+            raise ValueError(f"min_text={min_text} must be 0 or more, and below max_tokens={max_tokens}")
+        if min_text and not text:
+            raise ValueError(f"min_text={min_text} asks for text, and text=False forbids it: leave one of them out")
         if end_with_block and not max_blocks:
             raise ValueError(f"end_with_block needs the number of blocks; max_blocks is {max_blocks}")
         for modality in sizes or ():
@@ -88,7 +91,7 @@ class DocumentGrammar:
         return DocumentAutomaton(
             self,
             {m: block.automaton((sizes or {}).get(m), max_codes) for m, block in self.blocks.items()},
-            Limits(text, min_blocks, max_blocks, end_with_block, min_tokens, max_tokens),
+            Limits(text, min_blocks, max_blocks, end_with_block, min_text, max_tokens),
         )
 
     def _block(self, modality: str) -> BoundGrammar:
@@ -134,7 +137,7 @@ class Limits(NamedTuple):
     min_blocks: int
     max_blocks: int | None
     end_with_block: bool
-    min_tokens: int
+    min_text: int
     max_tokens: int | None
 
 
@@ -147,6 +150,7 @@ class DocumentState(NamedTuple):
     block: BlockState | None = None  # of the open block
     blocks: int = 0  # begun, since the prompt
     written: int = 0  # ids, since the prompt
+    text: int = 0  # of them text, that in blocks apart
 
 
 class DocumentAutomaton:
@@ -169,7 +173,7 @@ class DocumentAutomaton:
         GrammarError if no document begins so, ValueError if `max_tokens` cannot hold what has to follow.
         """
         prompt = np.asarray(prompt)
-        state = self.grammar.automaton().advance(DocumentState(), prompt)._replace(blocks=0, written=0)
+        state = self.grammar.automaton().advance(DocumentState(), prompt)._replace(blocks=0, written=0, text=0)
         if state.ended:
             raise GrammarError(len(prompt) - 1, "the prompt ends in eos, nothing can follow: write it with close=False")
         if state.modality is not None and state.block is not None and not state.block.is_sized:
@@ -187,6 +191,8 @@ class DocumentAutomaton:
         if not state.began or state.ended:
             return Allowed((self.grammar.bos,) if not state.began else ())
         limits, missing = self._limits, self._limits.min_blocks - state.blocks
+        if state.text < limits.min_text:
+            return Allowed((), TEXT)
         left = np.inf if limits.max_tokens is None else limits.max_tokens - state.written
         full = limits.max_blocks is not None and state.blocks >= limits.max_blocks
         spare = left - 1 - max(missing, 0) * self._cheapest
@@ -195,8 +201,7 @@ class DocumentAutomaton:
         ids = tuple(self.grammar.blocks[modality].begin for modality in fitting if modality not in self.grammar.bare)
         bare = tuple(modality for modality in fitting if modality in self.grammar.bare)
         text = limits.text and spare >= 1 and not (full and limits.end_with_block)
-        early = state.written < limits.min_tokens and (text or len(fitting) > 0)
-        if missing <= 0 and not early:
+        if missing <= 0:
             ids = (self.grammar.eos, *ids)
         return Allowed(ids, TEXT if text else None, bare)
 
@@ -206,7 +211,7 @@ class DocumentAutomaton:
         if not allowed.permits(id_, self.vocabulary):
             reason = f"{id_} in a document, expected {allowed.describe(self.vocabulary)}"
             raise GrammarError(state.written, reason)
-        began, _, modality, block, blocks, written = state
+        began, _, modality, block, blocks, written, text = state
         if modality is not None and block is not None:
             block = self._blocks[modality].follow(block, id_)
             if self._blocks[modality].done(block):
@@ -217,7 +222,9 @@ class DocumentAutomaton:
             modality, block, blocks = begun, self._blocks[begun].advance([id_]), blocks + 1
             if self._blocks[modality].done(block):
                 modality = block = None
-        return DocumentState(began, id_ == self.grammar.eos, modality, block, blocks, written + 1)
+        elif id_ != self.grammar.eos:
+            text += 1
+        return DocumentState(began, id_ == self.grammar.eos, modality, block, blocks, written + 1, text)
 
     def advance(self, state: DocumentState, ids: ArrayLike) -> DocumentState:
         """The state after several ids."""
@@ -226,8 +233,8 @@ class DocumentAutomaton:
         return state
 
     def _check_budget(self, state: DocumentState) -> None:
-        """ValueError if `max_tokens` cannot hold bos, the rest of an open block, the blocks that must come and eos."""
-        needed = (not state.began) + self._limits.min_blocks * self._cheapest + 1
+        """ValueError if `max_tokens` cannot hold bos, the rest of an open block, text and blocks to come, and eos."""
+        needed = (not state.began) + self._limits.min_text + self._limits.min_blocks * self._cheapest + 1
         if state.modality is not None and state.block is not None:
             needed += self._blocks[state.modality].rest(state.block)
         if self._limits.max_tokens is not None and needed > self._limits.max_tokens:

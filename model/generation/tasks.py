@@ -57,7 +57,7 @@ def caption(
     batch_size: int = 64,
 ) -> list[str]:
     """Words for each of several pictures, codes [H, W], one at least; by default the likeliest next one each time."""
-    limits = {"max_blocks": 0, "min_tokens": 1, "max_tokens": max_tokens}
+    limits = {"max_blocks": 0, "min_text": 1, "max_tokens": max_tokens}
     prompts = [Prompt((Block(picture, modality),), limits, seed + i) for i, picture in enumerate(codes)]
     return [sample.text for sample in sampler.sample(prompts, {TEXT: sampling}, batch_size)]
 

@@ -108,7 +108,7 @@ def test_generate_draws_what_omnigram_draws(
 def test_generate_captions_as_omnigram_captions(processor: OmnigramProcessor, model: Any) -> None:
     picture = random_picture(24, 24)
     inputs = processor(picture, return_tensors="pt")
-    only = processor.prefix_allowed_tokens_fn(inputs, max_blocks=0, min_tokens=1, max_tokens=12)
+    only = processor.prefix_allowed_tokens_fn(inputs, max_blocks=0, min_text=1, max_tokens=12)
     ids = model.generate(**inputs, prefix_allowed_tokens_fn=only, max_new_tokens=12, do_sample=False)
     [[_, caption]] = processor.post_process(ids)
     assert caption == tiny_export().caption(picture, max_tokens=12)

@@ -131,8 +131,8 @@ def test_limits_hold_for_whatever_is_drawn(data):
     minimum = data.draw(st.integers(0, 2))
     maximum = data.draw(st.one_of(st.none(), st.integers(minimum, 3)))
     size = data.draw(st.sampled_from([None, (2, 3), (1, 1)]))
-    text, budget = data.draw(st.booleans()), data.draw(st.integers(60, 120))
-    shortest = data.draw(st.integers(0, 20))
+    text, budget = data.draw(st.booleans()), data.draw(st.integers(80, 120))
+    first = data.draw(st.integers(0, 20)) if text else 0
     ends = maximum is not None and maximum > 0 and data.draw(st.booleans())
     automaton = DOCUMENTS.automaton(
         sizes={"image": size} if size else None,
@@ -141,7 +141,7 @@ def test_limits_hold_for_whatever_is_drawn(data):
         max_blocks=maximum,
         end_with_block=ends,
         max_codes=6,
-        min_tokens=shortest,
+        min_text=first,
         max_tokens=budget,
     )
     prompt_segments = data.draw(st.lists(st.one_of(texts, st.builds(picture, sides, sides)), max_size=2))
@@ -153,8 +153,7 @@ def test_limits_hold_for_whatever_is_drawn(data):
         state = automaton.step(state, id_)
         drawn.append(id_)
     assert len(drawn) <= budget
-    if text and not ends:
-        assert len(drawn) > shortest  # and eos
+    assert all(id_ < 20 for id_ in drawn[:first])
     segments = DOCUMENTS.read([*prompt, *drawn])
     written = segments[len([s for s in merged(prompt_segments) if s[0] == "image"]) :]
     blocks = [codes for modality, codes in segments if modality == "image"]
@@ -195,18 +194,35 @@ def test_picture_to_words_writes_no_picture():
         automaton.step(state, 11)
 
 
-def test_a_document_does_not_end_before_it_has_its_fewest_tokens():
-    prompt = DOCUMENTS.write([picture(3, 3)], close=False)
-    automaton = DOCUMENTS.automaton(max_blocks=0, min_tokens=2, max_tokens=4)
-    state = automaton.after(prompt)
-    for _ in range(2):
-        assert automaton.allowed(state) == ((), "text", ())
-        state = automaton.step(state, 11)
-    assert automaton.allowed(state) == ((SMALL.id("eos"),), "text", ())
-    nothing_else = DOCUMENTS.automaton(max_blocks=0, text=False, min_tokens=2)
-    assert nothing_else.allowed(nothing_else.after(prompt)).forced == SMALL.id("eos")
-    with pytest.raises(ValueError, match=r"min_tokens=4 must be 0 or more, and below max_tokens=4"):
-        DOCUMENTS.automaton(min_tokens=4, max_tokens=4)
+def test_text_comes_first_where_some_is_asked_for():
+    """Before eos and before blocks, behind what the prompt has begun; digits of a size are no text."""
+    eos, boi = SMALL.id("eos"), SMALL.id("boi")
+    automaton = DOCUMENTS.automaton(max_blocks=1, min_text=2, max_codes=4)
+    for prompt in ([picture(3, 3)], [CAPTION]):
+        state = automaton.after(DOCUMENTS.write(prompt, close=False))
+        for _ in range(2):
+            assert automaton.allowed(state) == ((), "text", ())
+            state = automaton.step(state, 11)
+        assert automaton.allowed(state) == ((eos, boi), "text", ())
+    whole = DOCUMENTS.write([picture(3, 2)]).tolist()
+    rest = len(whole) - 1 - 9  # ids of the block
+    following = drawn_from(DOCUMENTS.automaton(max_blocks=0, min_text=1, max_tokens=rest + 2), whole[:9])
+    assert following[rest - 1 :] == [SMALL.id("eoi"), None, eos]
+
+
+def test_text_first_leaves_room_for_the_rest():
+    one = {"sizes": {"image": (2, 2)}, "min_blocks": 1, "max_blocks": 1, "end_with_block": True}
+    prompt, block = DOCUMENTS.write([], close=False), 13
+    automaton = DOCUMENTS.automaton(**one, min_text=3, max_tokens=3 + block + 1)
+    following = drawn_from(automaton, prompt)
+    assert following[:4] == [None] * 3 + [SMALL.id("boi")]
+    assert len(following) == 3 + block + 1
+    with pytest.raises(ValueError, match=f"max_tokens={3 + block} cannot hold the {4 + block} ids that have to follow"):
+        DOCUMENTS.automaton(**one, min_text=3, max_tokens=3 + block).after(prompt)
+    with pytest.raises(ValueError, match=r"min_text=4 must be 0 or more, and below max_tokens=4"):
+        DOCUMENTS.automaton(min_text=4, max_tokens=4)
+    with pytest.raises(ValueError, match=r"min_text=2 asks for text, and text=False forbids it"):
+        DOCUMENTS.automaton(max_blocks=0, text=False, min_text=2)
 
 
 def test_a_block_the_prompt_has_begun_is_finished():
