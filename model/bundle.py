@@ -25,9 +25,13 @@ from .configuration import OmnigramConfig
 from .decoder import OmnigramForCausalLM
 from .generation import tasks
 from .generation.choice import Sampling
+from .generation.events import Watch
 from .generation.prompts import Block, Piece
 from .generation.sampler import Sampler
+from .generation.scoring import Score, score
+from .generation.speculation import Speculation
 
+Example = tuple[str, Image.Image]  # words, and the picture that they name
 Settings = Mapping[str, Sampling]
 
 
@@ -63,29 +67,77 @@ class Omnigram:
 
     def draw(
         self,
-        words: str | Sequence[str],
+        words: str | Sequence[str] | None,
         style: str | None = None,
         n: int = 1,
         *,
         size: tuple[int, int] | None = None,
         seed: int = 0,
         sampling: Settings | None = None,
+        negative: str = "",
+        examples: Sequence[Example] = (),
+        best_of: int = 1,
         batch_size: int = 64,
+        watch: Watch | None = None,
     ) -> list[Image.Image]:
-        """n pictures of some words, or of each of several; `size` is (height, width) in pixels.
+        """n pictures of some words, or of each of several; `size` is (height, width) in pixels. None: of no words.
 
         Picture i has the seed `seed + i` and is the same in any batch. ValueError, in one line, for an unknown style,
         no words, too many words, or a size that is no multiple of `patch`.
-        """
-        self.codec.check_draws()
-        grid = self.codec.grid(size)
-        texts = [self.card.prompt(text, style) for text in ([words] if isinstance(words, str) else words)]
-        codes = tasks.draw(self.sampler, texts, n, size=grid, seed=seed, sampling=sampling, batch_size=batch_size)
-        return self.pictures(codes)
 
-    def caption(self, picture: Image.Image, *, max_tokens: int = 48) -> str:
-        """The likeliest words for a picture of any size; it is cropped to the nearest size trained on."""
-        return tasks.caption(self.sampler, [self.codes(picture)], max_tokens=max_tokens)[0]
+        negative: words that guidance leads away from
+        examples: captioned pictures that stand before the words, in context; their words are worded like `words`
+        best_of: samples drawn for each picture, with seeds from `seed + i * best_of` on; the one is kept whose words
+            are likeliest given the picture
+        watch: is told each event, see `generation.events`
+        """
+        texts: list[str | None] = [None]
+        if words is not None:
+            texts = [self.card.prompt(text, style) for text in ([words] if isinstance(words, str) else words)]
+        elif style is not None:
+            raise ValueError(f"style {style!r} belongs to words: say in words what to draw")
+        self.codec.check_draws()
+        drawn = tasks.draw(
+            self.sampler,
+            texts,
+            n,
+            size=self.codec.grid(size),
+            seed=seed,
+            sampling=sampling,
+            negative=negative,
+            examples=self._examples(examples, style),
+            best=best_of,
+            batch_size=batch_size,
+            watch=watch,
+        )
+        return self.pictures(drawn)
+
+    def caption(
+        self,
+        picture: Image.Image,
+        *,
+        max_tokens: int = 48,
+        examples: Sequence[Example] = (),
+        stop: Sequence[str] = (),
+        seed: int = 0,
+        sampling: Sampling = tasks.GREEDY,
+        watch: Watch | None = None,
+    ) -> str:
+        """Words for a picture of any size, by default the likeliest; it is cropped to the nearest size trained on.
+
+        examples: captioned pictures that stand before it, in context. stop: words end before the first of these.
+        """
+        [words] = tasks.caption(
+            self.sampler,
+            [self.codes(picture)],
+            max_tokens=max_tokens,
+            seed=seed,
+            sampling=sampling,
+            examples=self._examples(examples, None),
+            stop=stop,
+            watch=watch,
+        )
+        return words
 
     def complete(
         self,
@@ -93,14 +145,36 @@ class Omnigram:
         rows: int,
         words: str | None = None,
         style: str | None = None,
+        n: int = 1,
         *,
         seed: int = 0,
         sampling: Settings | None = None,
-    ) -> Image.Image:
-        """The picture with only its first `rows` rows of codes kept and the rest drawn anew.
+        batch_size: int = 64,
+        watch: Watch | None = None,
+    ) -> list[Image.Image]:
+        """n times the picture with only its first `rows` rows of codes kept and the rest drawn anew.
 
-        ValueError for rows that the picture does not have, and for a style without words.
+        Picture i has the seed `seed + i`. ValueError for rows that the picture does not have, and for a style without
+        words.
         """
+        kept, size, text = self.begun(picture, rows, words, style)
+        drawn = tasks.complete(
+            self.sampler,
+            kept,
+            n,
+            size=size,
+            words=text,
+            seed=seed,
+            sampling=sampling,
+            batch_size=batch_size,
+            watch=watch,
+        )
+        return self.pictures(drawn)
+
+    def begun(
+        self, picture: Image.Image, rows: int, words: str | None = None, style: str | None = None
+    ) -> tuple[tasks.Codes, tuple[int, int], str | None]:
+        """What `complete` goes on from: the codes kept [rows, W], the size (H, W) of the whole, and the words."""
         if style is not None and words is None:
             raise ValueError(f"style {style!r} belongs to words: say in words what the picture shows")
         self.codec.check_draws()
@@ -109,12 +183,38 @@ class Omnigram:
             raise ValueError(
                 f"rows {rows} must be from 1 to {len(codes) - 1}: the picture has {len(codes)} rows of codes"
             )
-        text = None if words is None else self.card.prompt(words, style)
         height, width = codes.shape
-        drawn = tasks.complete(
-            self.sampler, codes[:rows], size=(height, width), words=text, seed=seed, sampling=sampling
+        return codes[:rows], (height, width), None if words is None else self.card.prompt(words, style)
+
+    def joint(
+        self,
+        n: int = 1,
+        *,
+        size: tuple[int, int] | None = None,
+        words_first: bool = True,
+        seed: int = 0,
+        sampling: Settings | None = None,
+        max_tokens: int = 48,
+        batch_size: int = 64,
+        watch: Watch | None = None,
+    ) -> list[tuple[str, Image.Image]]:
+        """n pairs of words and a picture that nothing was said about, see `tasks.joint`; `size` as in `draw`.
+
+        Pair i has the seed `seed + i`. max_tokens: of the words.
+        """
+        self.codec.check_draws()
+        pairs = tasks.joint(
+            self.sampler,
+            n,
+            size=self.codec.grid(size),
+            words_first=words_first,
+            max_tokens=max_tokens,
+            seed=seed,
+            sampling=sampling,
+            batch_size=batch_size,
+            watch=watch,
         )
-        return self.pictures(drawn)[0]
+        return [(words, self.codec.picture(codes)) for words, codes in pairs]
 
     def page(
         self,
@@ -125,22 +225,42 @@ class Omnigram:
         max_tokens: int | None = None,
         seed: int = 0,
         sampling: Settings | None = None,
+        negative: str = "",
+        stop: Sequence[str] = (),
+        watch: Watch | None = None,
     ) -> list[str | Image.Image]:
-        """Text and pictures continued by more text and `pictures` more pictures; the whole page comes back."""
+        """Text and pictures continued by more text and `pictures` more pictures; the whole page comes back.
+
+        stop: with `pictures=0`, the text ends before the first of these.
+        """
         self.codec.check_draws()
-        begun: list[Piece] = [part if isinstance(part, str) else Block(self.codes(part)) for part in segments]
         [sample] = tasks.page(
             self.sampler,
-            begun,
+            self._pieces(segments),
             blocks=pictures,
             size=self.codec.grid(size),
             max_tokens=max_tokens,
             seed=seed,
             sampling=sampling,
+            negative=negative,
+            stop=stop,
+            watch=watch,
         )
         return [
             part if isinstance(part, str) else self.pictures([np.asarray(part.codes)])[0] for part in sample.segments
         ]
+
+    def score(self, segments: Sequence[str | Image.Image]) -> Score:
+        """What each token of a document of texts and pictures costs; texts are taken as they are, not worded."""
+        [found] = score(self.sampler, [self._pieces(segments)])
+        return found
+
+    def _pieces(self, segments: Sequence[str | Image.Image]) -> list[Piece]:
+        return [part if isinstance(part, str) else Block(self.codes(part)) for part in segments]
+
+    def _examples(self, examples: Sequence[Example], style: str | None) -> list[tasks.Example]:
+        """Words as captions were worded, and codes."""
+        return [(self.card.example(words, style), self.codes(picture)) for words, picture in examples]
 
     def codes(self, picture: Image.Image) -> tasks.Codes:
         """Codes [H, W] of a picture, made ready as `card.preprocessing` says; by default see `Codec.codes`."""
@@ -156,11 +276,19 @@ class Omnigram:
         self.codec.save(folder)
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str, *, device: torch.device | str = "cpu", **options: Any) -> Self:
+    def from_pretrained(
+        cls,
+        folder: Path | str,
+        *,
+        device: torch.device | str = "cpu",
+        compile: bool = False,
+        speculation: Speculation | None = None,
+        **options: Any,
+    ) -> Self:
         """Read what `save_pretrained` wrote. `options` go to the decoder's `from_pretrained`, e.g. `dtype`.
 
-        FileNotFoundError or ValueError, in one line, for a folder that is no export, is damaged, or holds a
-        vocabulary, a tokenizer and weights that do not belong together.
+        compile, speculation: see `Sampler`. FileNotFoundError or ValueError, in one line, for a folder that is no
+        export, is damaged, or holds a vocabulary, a tokenizer and weights that do not belong together.
         """
         folder = Path(folder)
         read_card(folder)
@@ -169,9 +297,11 @@ class Omnigram:
         codec = Codec.load(folder, device)
         try:
             model = read_decoder(folder, codec.vocabulary, options)
-            return cls(model.to(device), codec)  # pyright: ignore[reportArgumentType]
+            omnigram = cls(model.to(device), codec)  # pyright: ignore[reportArgumentType]
         except ValueError as fault:
             raise ValueError(f"{folder}: {fault}") from None
+        omnigram.sampler.compile, omnigram.sampler.speculation = compile, speculation
+        return omnigram
 
 
 def read_configuration(path: Path | str, attn_implementation: str, **dropouts: float | None) -> OmnigramConfig:

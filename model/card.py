@@ -77,6 +77,10 @@ class Card:
             raise ValueError(f"unknown style {style!r}, did you mean {' or '.join(near)}?")
         return self.prompt_template.format(caption=words, style=style)
 
+    def example(self, words: str, style: str | None) -> str:
+        """`prompt` for words that stand in context: in the style that they name, else in `style`."""
+        return self.prompt(words, None if self.prompt(words) == words.strip() and self.styles else style)
+
     def to_json(self) -> str:
         return json.dumps({"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}, indent=2) + "\n"
 

@@ -29,6 +29,7 @@ from ..tokenizers.vocabulary import TEXT, Vocabulary
 from .card import Card
 from .generation.prompts import Writer
 
+UNDRAWN = (225, 225, 225)  # where a picture is still to come
 CARD, VOCABULARY, IMAGE_MODEL, SOURCE = "omnigram.json", "vocabulary.json", "image", "source"
 
 
@@ -112,6 +113,21 @@ class Codec:
         if self.card.preprocessing is not None:
             return self.card.preprocessing.invert(pixels[0])
         return Image.fromarray(to_uint8(pixels)[0].cpu().numpy())
+
+    def picture_begun(self, codes: ArrayLike, size: tuple[int, int]) -> Image.Image:
+        """A picture of `size` (H, W) of which only the first rows of codes [h, W] are drawn: below them light grey.
+
+        Rows are decoded without those that are still to come: those at the border may change a little with them.
+        """
+        grid, (height, width) = np.asarray(codes), size
+        if grid.ndim != 2 or grid.shape[1] != width or len(grid) > height:
+            raise ValueError(f"rows of codes {grid.shape} do not begin a picture of {height} x {width} codes")
+        if len(grid) == height:
+            return self.picture(grid)
+        canvas = Image.new("RGB", (width * self.patch, height * self.patch), UNDRAWN)
+        if len(grid):
+            canvas.paste(self.picture(grid))
+        return canvas
 
     def save(self, folder: Path | str) -> None:
         """Write the files named above, the card last, so that a folder without one is unfinished."""

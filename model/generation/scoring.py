@@ -23,12 +23,14 @@ from .sampler import Sampler
 class Score:
     """ids [T] of a whole document; nats [T] that each cost, 0 where the grammar leaves no choice; modality [T] of each.
 
-    `modality` is the index in `vocabulary.modalities`, as `Vocabulary.modality_of` gives it.
+    `modality` is the index in `vocabulary.modalities`, as `Vocabulary.modality_of` gives it. `chosen` [T] says where
+    there was a choice.
     """
 
     ids: NDArray[np.int64]
     nats: NDArray[np.float64]
     modality: NDArray[np.int8]
+    chosen: NDArray[np.bool_]
 
     @property
     def total(self) -> float:
@@ -70,7 +72,8 @@ def score_ids(
         for start in range(0, len(order), batch_size):
             _score_batch(sampler, head, order[start : start + batch_size], documents, choices, nats)
     modalities = [sampler.vocabulary.modality_of(ids) for ids in documents]
-    return [Score(*parts) for parts in zip(documents, nats, modalities, strict=True)]
+    chosen = [np.array([allowed.forced is None for allowed in document]) for document in choices]
+    return [Score(*parts) for parts in zip(documents, nats, modalities, chosen, strict=True)]
 
 
 def _score_batch(

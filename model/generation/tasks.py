@@ -1,23 +1,31 @@
-"""What people ask for, each as a prompt and the limits of the grammar: draw, caption, complete, page.
+"""What people ask for, each as a prompt and the limits of the grammar: draw, caption, complete, page, joint.
 
-A batch is as good as its rows alone, so each takes many at once. Sample i of a prompt has the seed `seed + i`.
+With x a picture and y its words: `draw` samples p(x | y), without words p(x); `caption` p(y | x); `joint` p(x, y), from
+either side; p(y) is `page` of no segments and no blocks. A batch is as good as its rows alone, so each takes many at
+once. Sample i of a prompt has the seed `seed + i`. The functions `to_…` make the prompts, `seeded` many of one.
+
 Dimensions: H rows and W columns of codes.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ...tokenizers.vocabulary import TEXT
 from .choice import Sampling
+from .events import Watch
 from .prompts import Block, Piece, Prompt, Sample
+from .ranking import best_of
 from .sampler import Sampler
 
 Codes = NDArray[np.int64]
 Settings = Mapping[str, Sampling]
+Example = tuple[str, ArrayLike]  # words, and codes [H, W] of the picture that they name
 
 GREEDY = Sampling(temperature=0)
+IMAGE = "image"
 
 
 def draw(
@@ -28,22 +36,73 @@ def draw(
     size: tuple[int, int],
     seed: int = 0,
     sampling: Settings | None = None,
-    modality: str = "image",
+    negative: str = "",
+    examples: Sequence[Example] = (),
+    best: int = 1,
+    modality: str = IMAGE,
     batch_size: int = 64,
+    watch: Watch | None = None,
 ) -> list[Codes]:
     """n pictures, codes [H, W] of `size`, of some words, or of each of several: `words[0]` first.
 
-    None in place of words draws without any.
+    None in place of words draws without any, see `unprompted`.
+    examples: captioned pictures that stand before the words, in context
+    best: of so many samples the one that is kept, see `ranking`; picture i has the seeds from `seed + i * best` on
     """
     texts = [words] if words is None or isinstance(words, str) else list(words)
-    limits = {"sizes": {modality: size}, "text": False, "min_blocks": 1, "max_blocks": 1}
-    limits["max_tokens"] = _length(sampler, modality, size) + 1  # and eos
+    captions = [text for text in texts if text is not None]
+    if best < 1:
+        raise ValueError(f"best of {best}: of at least 1 sample")
+    if best > 1 and len(captions) < len(texts):
+        raise ValueError(f"best of {best} is judged by words: say in words what to draw")
+    settings = sampling if captions else unprompted(sampler, sampling, modality)
+    if negative and not {**sampler.sampling, **(settings or {})}[modality].is_guided:
+        raise ValueError(f"negative words {negative!r} have no effect without guidance: set guidance above 1")
     prompts = []
     for text in texts:
-        if text is not None and not text.strip():
-            raise ValueError("the prompt is empty: say in words what to draw")
-        prompts += [Prompt(() if text is None else (text,), limits, seed + i) for i in range(n)]
-    return [sample.blocks(modality)[-1] for sample in sampler.sample(prompts, sampling, batch_size)]
+        prompt = to_draw(sampler, text, size=size, negative=negative, examples=examples, modality=modality)
+        prompts += seeded(prompt, range(seed, seed + n * best))
+    drawn = [sample.blocks(modality)[-1] for sample in sampler.sample(prompts, settings, batch_size, watch)]
+    if best == 1:
+        return drawn
+    return [drawn[number] for number in best_of(sampler, np.repeat(captions, n).tolist(), drawn, best, modality)]
+
+
+def to_draw(
+    sampler: Sampler,
+    words: str | None,
+    *,
+    size: tuple[int, int],
+    negative: str = "",
+    examples: Sequence[Example] = (),
+    modality: str = IMAGE,
+) -> Prompt:
+    """Examples and words, then a block that is begun. ValueError for no words, and a size that cannot be drawn."""
+    if words is not None and not words.strip():
+        raise ValueError("the prompt is empty: say in words what to draw")
+    if words is None and (negative or examples):
+        what = "negative words lead away from words" if negative else "examples show what words mean"
+        raise ValueError(f"{what}: say in words what to draw")
+    _check_size(sampler, modality, size)
+    before = [piece for text, codes in examples for piece in (text, Block(codes, modality))]
+    asked = () if words is None else (words,)
+    return Prompt((*before, *asked, Block((), modality, size)), {"text": False, "max_blocks": 0}, negative=negative)
+
+
+def seeded(prompt: Prompt, seeds: Iterable[int]) -> list[Prompt]:
+    """The prompt with each of the seeds; what they share stays one object, which the sampler looks at once."""
+    return [dataclasses.replace(prompt, seed=seed) for seed in seeds]
+
+
+def unprompted(sampler: Sampler, sampling: Settings | None, modality: str) -> dict[str, Sampling]:
+    """Settings for what has nothing before it: at temperature 1 where no settings are given and the sampler's are 0.
+
+    The likeliest beginning of all is one and the same each time; without words a sample is asked for.
+    """
+    settings, own = dict(sampling or {}), sampler.sampling.get(modality)
+    if modality not in settings and own is not None and own.is_greedy:
+        settings[modality] = dataclasses.replace(own, temperature=1.0)
+    return settings
 
 
 def caption(
@@ -53,13 +112,30 @@ def caption(
     max_tokens: int = 48,
     seed: int = 0,
     sampling: Sampling = GREEDY,
-    modality: str = "image",
+    examples: Sequence[Example] = (),
+    stop: Sequence[str] = (),
+    modality: str = IMAGE,
     batch_size: int = 64,
+    watch: Watch | None = None,
 ) -> list[str]:
-    """Words for each of several pictures, codes [H, W], one at least; by default the likeliest next one each time."""
+    """Words for each of several pictures, codes [H, W], one at least; by default the likeliest next one each time.
+
+    examples: captioned pictures that stand before, each picture with its words behind it
+    stop: words end before the first of these
+    """
+    before = tuple(piece for text, shown in examples for piece in (Block(shown, modality), text))
     limits = {"max_blocks": 0, "min_text": 1, "max_tokens": max_tokens}
-    prompts = [Prompt((Block(picture, modality),), limits, seed + i) for i, picture in enumerate(codes)]
-    return [sample.text for sample in sampler.sample(prompts, {TEXT: sampling}, batch_size)]
+    prompts = [
+        Prompt((*before, Block(picture, modality)), limits, seed + i, stop=tuple(stop))
+        for i, picture in enumerate(codes)
+    ]
+    return [last_text(sample) for sample in sampler.sample(prompts, {TEXT: sampling}, batch_size, watch)]
+
+
+def last_text(sample: Sample) -> str:
+    """The text that a document ends with."""
+    last = sample.segments[-1] if sample.segments else ""
+    return last if isinstance(last, str) else ""
 
 
 def complete(
@@ -71,14 +147,19 @@ def complete(
     words: str | None = None,
     seed: int = 0,
     sampling: Settings | None = None,
-    modality: str = "image",
+    modality: str = IMAGE,
     batch_size: int = 64,
+    watch: Watch | None = None,
 ) -> list[Codes]:
     """n pictures [H, W] of `size` that begin with the codes given, in reading order: whole rows or any number."""
+    prompts = seeded(to_complete(codes, size=size, words=words, modality=modality), range(seed, seed + n))
+    return [sample.blocks(modality)[-1] for sample in sampler.sample(prompts, sampling, batch_size, watch)]
+
+
+def to_complete(codes: ArrayLike, *, size: tuple[int, int], words: str | None = None, modality: str = IMAGE) -> Prompt:
+    """Words, if there are some, and a block with its first codes."""
     before: tuple[Piece, ...] = (words,) if words else ()
-    segments = (*before, Block(codes, modality, size))
-    prompts = [Prompt(segments, {"text": False, "max_blocks": 0}, seed + i) for i in range(n)]
-    return [sample.blocks(modality)[-1] for sample in sampler.sample(prompts, sampling, batch_size)]
+    return Prompt((*before, Block(codes, modality, size)), {"text": False, "max_blocks": 0})
 
 
 def page(
@@ -91,24 +172,77 @@ def page(
     max_tokens: int | None = None,
     seed: int = 0,
     sampling: Settings | None = None,
-    modality: str = "image",
+    negative: str = "",
+    stop: Sequence[str] = (),
+    modality: str = IMAGE,
     batch_size: int = 64,
+    watch: Watch | None = None,
 ) -> list[Sample]:
     """n continuations of an interleaved document by exactly `blocks` pictures, with text between them.
 
-    The page ends with its last picture; `blocks=0` continues it by words alone.
+    The page ends with its last picture; `blocks=0` continues it by words alone, up to the first word of `stop`.
     """
     limits = {"min_blocks": blocks, "max_blocks": blocks, "end_with_block": blocks > 0, "max_tokens": max_tokens}
     if size is not None:
         limits["sizes"] = {modality: size}
-    prompts = [Prompt(tuple(segments), limits, seed + i) for i in range(n)]
-    return sampler.sample(prompts, sampling, batch_size)
+    prompt = Prompt(tuple(segments), limits, negative=negative, stop=tuple(stop))
+    return sampler.sample(seeded(prompt, range(seed, seed + n)), sampling, batch_size, watch)
 
 
-def _length(sampler: Sampler, modality: str, size: tuple[int, int]) -> int:
-    """Tokens of a block. ValueError if none of that size can be written."""
+def joint(
+    sampler: Sampler,
+    n: int = 1,
+    *,
+    size: tuple[int, int],
+    words_first: bool = True,
+    max_tokens: int = 48,
+    seed: int = 0,
+    sampling: Settings | None = None,
+    modality: str = IMAGE,
+    batch_size: int = 64,
+    watch: Watch | None = None,
+) -> list[tuple[str, Codes]]:
+    """n pairs of words and a picture, codes [H, W] of `size`, that nothing was said about.
+
+    words_first: p(y) p(x | y), or else p(x) p(y | x); for what comes first see `unprompted`
+    max_tokens: of the words, which have one at least
+    """
+    settings = unprompted(sampler, sampling, TEXT if words_first else modality)
+    prompt = to_joint(sampler, size=size, words_first=words_first, max_tokens=max_tokens, modality=modality)
+    samples = sampler.sample(seeded(prompt, range(seed, seed + n)), settings, batch_size, watch)
+    return [(sample.text, sample.blocks(modality)[-1]) for sample in samples]
+
+
+def to_joint(
+    sampler: Sampler,
+    *,
+    size: tuple[int, int],
+    words_first: bool = True,
+    max_tokens: int = 48,
+    modality: str = IMAGE,
+) -> Prompt:
+    """Nothing, or a block that is begun. ValueError for a size that cannot be drawn, and for no words."""
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens {max_tokens} of the words must be 1 or more")
+    _check_size(sampler, modality, size)
+    block = sampler.grammar.blocks[modality]
+    if not words_first:
+        rest = block.length(*size) - int(block.layout(*size).slots[0])
+        limits = {"max_blocks": 0, "min_text": 1, "max_tokens": rest + max_tokens + 1}  # and eos
+        return Prompt((Block((), modality, size),), limits)
+    limits = {"sizes": {modality: size}, "min_text": 1, "min_blocks": 1, "max_blocks": 1, "end_with_block": True}
+    return Prompt((), {**limits, "max_tokens": max_tokens + block.length(*size) + 1})
+
+
+def _check_size(sampler: Sampler, modality: str, size: tuple[int, int]) -> None:
+    """ValueError if no block of that size can be written."""
     if modality not in sampler.grammar.blocks:
         raise ValueError(f"cannot draw {modality!r}: the model has {', '.join(sampler.grammar.blocks) or 'only text'}")
     block = sampler.grammar.blocks[modality]
     block.check_size(*size)
-    return block.length(*size)
+    tokens = block.length(*size) + 2  # bos and eos
+    if tokens > sampler.context:
+        raise ValueError(
+            f"a block of {size[0]} x {size[1]} codes makes a document of {tokens} tokens, and the context of the model "
+            f"is {sampler.context}: choose a smaller size"
+        )
