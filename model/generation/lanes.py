@@ -1,49 +1,60 @@
 """Runs the decoder over many token sequences at once, each at its own length, feeding each only what is new.
 
-A lane is one such sequence. What is fed to it waits in `pending` until the next forward, be it a prompt, a single id,
-or an id with the marks that the grammar forces after it: all of them are one step.
+A lane is one such sequence. What begins alike is computed once: of new lanes with the same ids one is fed and copied,
+and a long beginning that all new lanes share is fed before they part. Ids can be taken back, by making a lane shorter.
 
-Dimensions: N lanes, T tokens of the longest `pending`, D width of the model.
+Dimensions: N lanes, T tokens that are fed to the longest, M tokens fed to all, D width of the model.
 """
 
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...tokenizers.automaton import Allowed
 from ...tokenizers.vocabulary import Vocabulary
-from .cache import LaneCache
+from .cache import LaneCache, Store
 
 _MASKED = ("sdpa", "eager")  # attention implementations that take any mask
+_SHARED = 16  # ids that different lanes must share for a forward of their own
 
 
 class Lane:
-    """One sequence: `length` ids are in the cache at place `slot`, `pending` are not yet."""
+    """One sequence: the keys of its first `length` ids are in the cache at place `slot`.
 
-    __slots__ = ("length", "pending", "slot")
+    After a forward the hidden state of the j-th id that was fed is row `base + j` of what it gave.
+    """
 
-    def __init__(self, slot: int, pending: Iterable[int]):
-        self.slot, self.length, self.pending = slot, 0, list(pending)
+    __slots__ = ("base", "length", "slot")
+
+    def __init__(self, slot: int) -> None:
+        self.slot, self.length, self.base = slot, 0, 0
+
+
+Feed = tuple[Lane, Sequence[int]]  # a lane and the ids that follow in it, one at least
+Step = Callable[..., Float[Tensor, "n t d"]]  # `run`, or what torch.compile made of it
 
 
 class Lanes:
-    """The lanes in use and their cache. The lane in slot i is row i of every forward."""
+    """The lanes in use and their cache. A lane that is open can be fed or not."""
 
-    def __init__(self, model: PreTrainedModel, lanes: int, length: int):
+    def __init__(self, model: PreTrainedModel, lanes: int, length: int, step: Step | None = None) -> None:
+        """step: runs short pieces of all lanes, `run` by default."""
         self.model = model
+        self._step = step or run
         self._lanes: list[Lane] = []
-        self._cache = LaneCache(model.config, lanes, length, model.dtype, model.device)
+        self._store = Store(model.config, lanes, length, model.dtype, model.device)
 
     def __len__(self) -> int:
         return len(self._lanes)
 
-    def open(self, pending: Iterable[int]) -> Lane:
-        lane = Lane(len(self._lanes), pending)
+    def open(self) -> Lane:
+        lane = Lane(len(self._lanes))
         self._lanes.append(lane)
         return lane
 
@@ -51,32 +62,99 @@ class Lanes:
         """Ends a lane; the last one moves into its slot."""
         last = self._lanes.pop()
         if last is not lane:
-            self._cache.move(last.slot, lane.slot)
+            self._store.copy(last.slot, [lane.slot], last.length)
             last.slot = lane.slot
             self._lanes[lane.slot] = last
 
-    def forward(self) -> Float[Tensor, "n d"]:
-        """Feeds what is pending, at least one id a lane. -> the hidden state of each lane's last id."""
-        lengths = torch.tensor([lane.length for lane in self._lanes])
-        news = torch.tensor([len(lane.pending) for lane in self._lanes])
-        width, span = int(news.max()), int((lengths + news).max())
-        ids = torch.zeros(len(self._lanes), width, dtype=torch.long)
-        for row, lane in zip(ids.numpy(), self._lanes, strict=True):
-            row[: len(lane.pending)] = lane.pending
-            lane.length += len(lane.pending)
-            lane.pending.clear()
+    def forward(self, feeds: Sequence[Feed]) -> Float[Tensor, "m d"]:
+        """Feeds the ids. -> hidden states; each lane's `base` says where its own begin."""
+        parts: list[Tensor] = []
+        begun = [(lane, ids) for lane, ids in feeds if not lane.length]
+        going = [(lane, ids) for lane, ids in feeds if lane.length]
+        if begun:
+            self._begin(begun, parts)
+        if going:
+            short = 1 + min(len(ids) for _, ids in going)
+            self._go_on([feed for feed in going if len(feed[1]) <= short], parts)
+            if longer := [feed for feed in going if len(feed[1]) > short]:
+                self._feed(longer, parts)
+        return torch.cat(parts)
+
+    def _begin(self, feeds: Sequence[Feed], parts: list[Tensor]) -> None:
+        """Feeds new lanes, each beginning once."""
+        alike: dict[tuple[int, ...], list[Lane]] = defaultdict(list)
+        for lane, ids in feeds:
+            alike[tuple(ids)].append(lane)
+        firsts = [(lanes[0], ids) for ids, lanes in alike.items()]
+        shared = _common_beginning(list(alike)) if len(alike) > 1 else 0
+        if shared >= _SHARED:
+            lead = firsts[0][0]
+            self._feed([(lead, firsts[0][1][:shared])], [])
+            self._store.copy(lead.slot, [lane.slot for lane, _ in firsts[1:]], shared)
+            for lane, _ in firsts:
+                lane.length = shared
+            firsts = [(lane, ids[shared:]) for lane, ids in firsts]
+        self._feed(firsts, parts)
+        for lead, *others in alike.values():
+            if others:
+                self._store.copy(lead.slot, [lane.slot for lane in others], lead.length)
+            for lane in others:
+                lane.length, lane.base = lead.length, lead.base
+        if shared >= _SHARED:
+            for lane, _ in feeds:
+                lane.base -= shared  # the shared ids have no rows, and nobody asks for them
+
+    def _go_on(self, feeds: Sequence[Feed], parts: list[Tensor]) -> None:
+        """Feeds lanes by the step for all of them, where it is not too few that take part: no key is moved for it."""
+        if 2 * len(feeds) < len(self._lanes):
+            return self._feed(feeds, parts)
+        given = dict(feeds)
+        return self._feed([(lane, given.get(lane, ())) for lane in self._lanes], parts, whole=True)
+
+    def _feed(self, feeds: Sequence[Feed], parts: list[Tensor], whole: bool = False) -> None:
+        """One forward. whole: the feeds are those of all lanes, in order."""
+        width = max(len(ids) for _, ids in feeds)
+        lengths = np.array([lane.length for lane, _ in feeds])
+        padded = np.zeros((len(feeds), width), dtype=np.int64)
+        base = sum(map(len, parts))
+        for number, (lane, ids) in enumerate(feeds):
+            padded[number, : len(ids)] = ids
+            lane.length += len(ids)
+            lane.base = base + number * width if ids else lane.base
+        self._store.reserve(len(self._lanes), int(lengths.max()) + width)
         device = self.model.device
-        positions = (lengths[:, None] + torch.arange(width)).to(device)
-        self._cache.reserve(len(self._lanes), int(lengths.max()) + width)
-        mask = additive(self.model, self._cache.place(positions, span))
-        hidden = self.model.base_model(
-            input_ids=ids.to(device),
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self._cache,
-            use_cache=True,
-        ).last_hidden_state
-        return hidden[torch.arange(len(hidden), device=device), (news - 1).to(device)]
+        slots = None if whole else torch.tensor([lane.slot for lane, _ in feeds]).to(device)
+        positions = torch.from_numpy(lengths[:, None] + np.arange(width)).to(device)
+        span = max(lane.length for lane, _ in feeds)
+        step = self._step if whole else run
+        hidden = step(self.model, self._store.layers, torch.from_numpy(padded).to(device), positions, span, slots)
+        parts.append(hidden.flatten(0, 1))
+
+
+def run(
+    model: PreTrainedModel,
+    store: list[Tensor],
+    ids: Int[Tensor, "n t"],
+    positions: Int[Tensor, "n t"],
+    span: int,
+    slots: Int[Tensor, " n"] | None,
+) -> Float[Tensor, "n t d"]:
+    """Hidden states of ids at their positions; see `LaneCache`."""
+    mask = (torch.arange(span, device=positions.device) <= positions[:, :, None])[:, None]
+    return model.base_model(
+        input_ids=ids,
+        attention_mask=additive(model, mask),
+        position_ids=positions,
+        past_key_values=LaneCache(store, slots, positions, span),
+        use_cache=True,
+    ).last_hidden_state
+
+
+def _common_beginning(sequences: Sequence[tuple[int, ...]]) -> int:
+    """How many ids all of them begin with, at most all but the last of the shortest."""
+    first, last = min(sequences), max(sequences)  # the two that differ first
+    most = min(map(len, sequences)) - 1
+    return next((place for place in range(most) if first[place] != last[place]), most)
 
 
 class Head:
@@ -123,13 +201,15 @@ def additive(model: PreTrainedModel, mask: Tensor) -> Tensor:
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Without dropout and gradients, and with an attention that takes masks; afterwards the model is as it was."""
     training, implementation = model.training, model.config._attn_implementation or "eager"
-    model.eval()
+    if training:
+        model.eval()
     if implementation not in _MASKED:
         model.set_attn_implementation("sdpa")
     try:
         with torch.inference_mode():
             yield
     finally:
-        model.train(training)
+        if training:
+            model.train()
         if implementation not in _MASKED:
             model.set_attn_implementation(implementation)

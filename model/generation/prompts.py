@@ -34,12 +34,22 @@ class Prompt:
 
     segments: text and blocks; the last block may be half finished
     limits: arguments of `DocumentGrammar.automaton`, e.g. `{"max_blocks": 0, "max_tokens": 48}`
-    seed: of the row's random numbers
+    seed: of the row's random numbers, 0 .. 2^64 - 1
+    negative: text that guidance leads away from, in place of none
+    stop: the document ends as soon as the text it writes holds one of these; they are cut off its last segment
     """
 
     segments: tuple[Piece, ...] = ()
     limits: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    negative: str = ""
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed {self.seed} must be from 0 to 2^64 - 1")
+        if "" in self.stop:
+            raise ValueError("a stop word is empty: every text holds it")
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +91,17 @@ class Writer:
             else:
                 return np.concatenate([self.grammar.write(written, close=False), self._begun(segment, segment.size)])
         return self.grammar.write(written, close)
+
+    def spans(self, segments: Iterable[Piece]) -> tuple[tuple[int, int], ...]:
+        """Where the whole blocks of segments lie in their ids: first id and end of each."""
+        at, spans = 1, list[tuple[int, int]]()  # behind bos
+        for segment in segments:
+            if isinstance(segment, str):
+                at += len(self.text_tokenizer.encode(segment))
+            elif segment.size is None:
+                start, at = at, at + self.grammar.blocks[segment.modality].length(*np.shape(segment.codes))
+                spans.append((start, at))
+        return tuple(spans)
 
     def read(self, ids: NDArray[np.int64]) -> tuple[Piece, ...]:
         """Ids [T] of one whole document -> segments. Text that is not UTF-8 comes back with U+FFFD."""

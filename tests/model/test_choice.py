@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from omnigram.model.generation.choice import Sampling, choose, filtered, gumbel
+from omnigram.model.generation.choice import Sampling, choose, Noise, filtered
 
 NO_IDS = torch.LongTensor()  # which these processors do not look at
 

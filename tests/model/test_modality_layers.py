@@ -154,15 +154,19 @@ def test_embeddings_need_the_modality_and_compute_the_same() -> None:
 def test_lanes_of_the_sampler_keep_the_keys_of_each_modality() -> None:
     model = separate("both")
     lanes = Lanes(model, lanes=2, length=16)
-    open_lanes = [lanes.open([]) for _ in IDS]
+    open_lanes = [lanes.open() for _ in IDS]
     fed = [0, 0]
     for pieces in ((3, 1), (1, 4), (1, 1), (4, 3)):
-        for row, (lane, piece) in enumerate(zip(open_lanes, pieces, strict=True)):
-            lane.pending += IDS[row, fed[row] : fed[row] + piece].tolist()
-            fed[row] += piece
-        hidden = lanes.forward()
-        for row, end in enumerate(fed):
-            assert_equal(hidden[row], model.model(IDS[row : row + 1, :end]).last_hidden_state[0, -1])
+        starts, fed = fed, [start + piece for start, piece in zip(fed, pieces, strict=True)]
+        spans = zip(starts, fed, strict=True)
+        feeds = [
+            (lane, row[start:end]) for lane, row, (start, end) in zip(open_lanes, IDS.tolist(), spans, strict=True)
+        ]
+        hidden = lanes.forward(feeds)
+        for row, (lane, ids) in enumerate(feeds):
+            found = hidden[lane.base : lane.base + len(ids)]
+            expected = model.model(IDS[row : row + 1, : fed[row]]).last_hidden_state[0, starts[row] :]
+            assert_equal(found, expected)
 
 
 @st.composite

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from omnigram.model.generation import Block, Prompt, Sample, Sampler, Sampling, draw, score
 from omnigram.model.generation.lanes import Lanes
+from omnigram.model.generation.predictor import Predictor
 from omnigram.tokenizers.automaton import Allowed
 
 PICTURE = {"sizes": {"image": (2, 3)}, "text": False, "min_blocks": 1, "max_blocks": 1}
@@ -36,32 +37,35 @@ def ids_of(samples: Sequence[Sample]) -> list[list[int]]:
     return [sample.ids.tolist() for sample in samples]
 
 
-class Recorder(Sampler):
-    """Keeps the logits of every choice: (ids so far, allowed, logits)."""
-
-    def _logits(self, hidden: Tensor, allowed: Allowed, rows: Any, head: Any, guidance: float) -> Tensor:
-        logits = super()._logits(hidden, allowed, rows, head, guidance)
-        self.choices = getattr(self, "choices", [])
-        self.choices += [(list(row.ids), allowed, one.clone()) for row, one in zip(rows, logits, strict=True)]
-        return logits
+Recorded = list[tuple[list[int], Allowed, Tensor]]  # (ids so far, allowed, logits) of every choice
 
 
-def recorder(sampling: dict[str, Sampling], **options: Any) -> Recorder:
-    made = tiny_sampler(**options)
-    return Recorder(made.model, made.grammar, made.writer.text_tokenizer, sampling)
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
+    logits, kept = Predictor.logits, []
+
+    def record(self: Predictor, asked: Any, allowed: Allowed) -> Tensor:
+        found = logits(self, asked, allowed)
+        kept.extend(
+            (row.held_at(choice), allowed, one.clone()) for (row, choice), one in zip(asked, found, strict=True)
+        )
+        return found
+
+    monkeypatch.setattr(Predictor, "logits", record)
+    return kept
 
 
 @pytest.mark.parametrize(
     "options", [{}, {"qk_norm": "rms", "num_key_value_heads": 4}, {"attn_implementation": "eager"}]
 )
 @torch.no_grad()
-def test_cached_and_guided_logits_are_those_of_the_plain_formula(options: dict[str, Any]) -> None:
-    sampler = recorder(GUIDED, **options)
+def test_cached_and_guided_logits_are_those_of_the_plain_formula(recorded: Recorded, options: dict[str, Any]) -> None:
+    sampler = tiny_sampler(sampling=GUIDED, **options)
     sampler.sample(MIXED)
-    assert len(sampler.choices) > 60
+    assert len(recorded) > 60
     begin, guided = sampler.vocabulary.id("boi"), 0
     tolerance = 1e-5 if "attn_implementation" in options else 1e-9  # eager attention's softmax is float32
-    for ids, allowed, logits in sampler.choices:
+    for ids, allowed, logits in recorded:
         columns = allowed.all_ids(sampler.vocabulary)
         expected = sampler.model(torch.tensor([ids])).logits[0, -1, columns]
         start = max((place for place, id_ in enumerate(ids) if id_ == begin), default=0)
@@ -99,9 +103,9 @@ def test_scale_one_is_the_conditional_at_no_further_cost(monkeypatch: pytest.Mon
     sizes: list[int] = []
     forward = Lanes.forward
 
-    def counted(lanes: Lanes) -> Tensor:
-        sizes.append(len(lanes))
-        return forward(lanes)
+    def counted(lanes: Lanes, feeds: Any) -> Tensor:
+        sizes.append(len(feeds))
+        return forward(lanes, feeds)
 
     monkeypatch.setattr(Lanes, "forward", counted)
     sampler = tiny_sampler()
@@ -119,7 +123,7 @@ def test_scale_one_is_the_conditional_at_no_further_cost(monkeypatch: pytest.Mon
 def test_finished_rows_leave_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     forward = Lanes.forward
-    monkeypatch.setattr(Lanes, "forward", lambda lanes: (sizes.append(len(lanes)), forward(lanes))[1])
+    monkeypatch.setattr(Lanes, "forward", lambda lanes, feeds: (sizes.append(len(feeds)), forward(lanes, feeds))[1])
     prompts = [Prompt(("plum",), {**PICTURE, "sizes": {"image": (1, width)}}) for width in (1, 3, 6)]
     tiny_sampler().sample(prompts)
     assert sizes == [3, 2, 2, 1, 1, 1]
