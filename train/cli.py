@@ -80,13 +80,14 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     warnings.formatwarning = lambda message, *_, **__: f"omnigram: warning: {' '.join(str(message).split())}\n"
+    command = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with _interruptible():
-            return run(list(sys.argv[1:] if arguments is None else arguments))
-    except KeyboardInterrupt:
+            return run(command)
+    except KeyboardInterrupt as interruption:
         if os.environ.get(DEBUG):
             raise
-        print("omnigram: interrupted; the same command goes on from here", file=sys.stderr)
+        print(f"omnigram: interrupted{_after(command, interruption)}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -96,6 +97,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"omnigram: {one_line(error)}", file=sys.stderr)
         return FAULTY_INPUT
+
+
+def _after(command: Sequence[str], interruption: KeyboardInterrupt) -> str:
+    """What an interruption leaves: what it says itself, or of a step that it can be gone on with."""
+    resumes = bool(command) and command[0] in (*STEPS, "sweep")
+    left = "the same command goes on from here" if resumes else str(interruption)
+    return f"; {left}" if left else ""
 
 
 @contextlib.contextmanager
@@ -130,6 +138,7 @@ def run(arguments: list[str]) -> int:
         guess = f"did you mean {near}?" if near else f"choose of {', '.join(commands)}"
         raise UsageError(f"unknown command {arguments[0]!r}: {guess}")
     options, rest = parser.parse_known_args(arguments)
+    options.arguments = arguments[1:]  # for the record of what is drawn
     if "act" not in options:
         parser.print_help()
         return 0
@@ -157,6 +166,7 @@ def make_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     """The parser, and those of the commands by name."""
     from .conversion_commands import add_conversion_commands
     from .picture_commands import add_picture_commands
+    from .words_commands import add_words_commands
 
     parser = Parser(
         prog="omnigram",
@@ -164,7 +174,8 @@ def make_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
         "reads and writes them with text. Each step makes what it needs and lacks:\n"
         "`omnigram pretrain` alone goes the whole road.",
         epilog="examples:\n  omnigram pretrain\n  omnigram pretrain model=micro trainer.max_steps=200\n"
-        '  omnigram sample "a red apple" --style openmoji -n 8 --out apple.png\n  omnigram caption apple.png',
+        '  omnigram sample "a red apple" --style openmoji -n 8 --out apple.png\n  omnigram caption apple.png\n'
+        '  omnigram score "a red apple, openmoji" apple.png',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=_version())
@@ -189,6 +200,7 @@ def make_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     sweep = add("sweep", "pre-train each of several configurations, then compare them", ("", SWEEP), run_sweep)
     _take_overrides(sweep)
     add_picture_commands(add)
+    add_words_commands(add)
     add_conversion_commands(add)
     checked = add("validate", "check a data set, or one shard, against docs/data-format.md", ("datasets/emoji",), check)
     checked.add_argument("path", metavar="PATH", help="folder of a data set, or a .tar file")

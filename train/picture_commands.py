@@ -1,23 +1,30 @@
-"""`omnigram sample`, `caption` and `complete`: what an export is asked for from the shell."""
+"""`omnigram sample`, `complete`, `joint` and `again`: pictures from the shell."""
 
 import argparse
-import dataclasses
-import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from .drawing_files import add_files, draw_and_save, files_of, identities
+from .drawing_options import (
+    CHOICE,
+    GUIDANCE,
+    Add,
+    add_sampling,
+    check_counts,
+    check_speculation,
+    flag,
+    load,
+    refuse,
+    settle,
+    size,
+)
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from ..model.bundle import Omnigram
     from ..model.generation.choice import Sampling
 
-EXPORT = "runs/pretrain/latest/export"
-DRAWING = ("temperature", "top_k", "top_p", "guidance")
-
-Add = Callable[[str, str, Sequence[str], Callable[[argparse.Namespace], int]], argparse.ArgumentParser]
+CODES = "how codes are drawn (where not given, as the export says)"
 
 
 def add_picture_commands(add: Add) -> None:
@@ -29,192 +36,220 @@ def add_picture_commands(add: Add) -> None:
             '"green apple" --style openmoji -n 8 --temperature 0.3 --out apple.png',
             "rocket dog -n 4 --temperature 0.3 --seed 7",
             "cat --separate --out cats/cat.png",
+            "cat --best-of 8 --temperature 1",
+            'cat --example apple.png "green apple" --example dog.png dog',
+            "--unconditional -n 16",
         ),
-        draw,
+        sample_pictures,
     )
-    sample.add_argument("words", nargs="+", metavar="WORDS", help="what to draw; several prompts, several pictures")
-    sample.add_argument("-n", type=int, default=1, metavar="COUNT", help="pictures of each prompt (default 1)")
-    sample.add_argument("--size", type=_size, metavar="HxW", help="in pixels (default: what the model was trained on)")
-    sample.add_argument("--separate", action="store_true", help="a file for each picture: OUT-1.png, OUT-2.png, …")
-    _draws(sample, "sample.png")
-
-    caption = add("caption", "name what a picture shows", ("apple.png", "pictures/*.png"), describe)
-    caption.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files of any size")
-    _loads(caption)
+    sample.usage = "%(prog)s WORDS … [options]"
+    sample.add_argument("words", nargs="*", metavar="WORDS", help="what to draw; several prompts, several pictures")
+    what = sample.add_argument_group("what is drawn")
+    what.add_argument("--unconditional", action="store_true", help="pictures of no words, in place of WORDS")
+    what.add_argument("-n", type=int, default=1, metavar="COUNT", help="pictures of each prompt (default 1)")
+    what.add_argument("--size", type=size, metavar="HxW", help="in pixels (default: what the model was trained on)")
+    what.add_argument("--style", help="one that the model knows (default: its first)")
+    what.add_argument("--negative", metavar="WORDS", help="what guidance leads away from")
+    what.add_argument(
+        "--example", nargs=2, action="append", default=[], metavar=("PICTURE", "WORDS"), help="shown before; repeatable"
+    )
+    what.add_argument(
+        "--best-of", type=int, metavar="K", help="of K samples keep the one whose words are likeliest given the picture"
+    )
+    what.add_argument("--seed", type=int, default=0, help="the same seed draws the same pictures (default 0)")
+    add_sampling(sample, CODES, (*CHOICE, "guidance", "picture_guidance", "guidance_space", "guidance_schedule"))
+    add_files(sample, "sample.png")
 
     complete = add(
         "complete",
         "keep the top of a picture and draw the rest anew",
-        ('apple.png --rows 4 --words "green apple" --out whole.png',),
-        finish,
+        (
+            'apple.png --rows 4 --words "green apple" --out whole.png',
+            "apple.png --rows 4 -n 8 --temperature 0.5",
+        ),
+        complete_picture,
     )
+    complete.usage = "%(prog)s PICTURE --rows ROWS [options]"
     complete.add_argument("picture", metavar="PICTURE", help="a picture file of any size")
-    complete.add_argument(
+    what = complete.add_argument_group("what is drawn")
+    what.add_argument(
         "--rows", type=int, required=True, help="rows of codes that are kept; 8 pixels each with the default tokenizer"
     )
-    complete.add_argument("--words", help="what the picture shows (default: nothing said)")
-    _draws(complete, "complete.png")
+    what.add_argument("-n", type=int, default=1, metavar="COUNT", help="pictures (default 1)")
+    what.add_argument("--words", help="what the picture shows (default: nothing said)")
+    what.add_argument("--style", help="one that the model knows (default: its first)")
+    what.add_argument("--seed", type=int, default=0, help="the same seed draws the same pictures (default 0)")
+    add_sampling(complete, CODES, (*CHOICE, *GUIDANCE))
+    add_files(complete, "complete.png")
+
+    joint = add(
+        "joint",
+        "draw words and their picture together, of nothing said",
+        ("-n 16 --out pairs.png", "-n 16 --picture-first", "--words-temperature 0.8 --temperature 0.5"),
+        draw_pairs,
+    )
+    joint.usage = "%(prog)s [options]"
+    what = joint.add_argument_group("what is drawn")
+    what.add_argument("-n", type=int, default=8, metavar="COUNT", help="pairs (default 8)")
+    what.add_argument("--size", type=size, metavar="HxW", help="in pixels (default: what the model was trained on)")
+    what.add_argument("--picture-first", action="store_true", help="the picture, then words for it")
+    what.add_argument("--max-tokens", type=int, default=48, metavar="N", help="most tokens of the words (default 48)")
+    what.add_argument("--seed", type=int, default=0, help="the same seed draws the same pairs (default 0)")
+    add_sampling(joint, CODES, (*CHOICE, *GUIDANCE))
+    add_sampling(joint, "how words are drawn (where not given, as the export says)", CHOICE, "words_")
+    add_files(joint, "joint.png")
+
+    again = add(
+        "again",
+        "draw a picture again from what it says of itself",
+        ("apple.png", "apple.json --model runs/pretrain/latest/export --out same.png"),
+        draw_again,
+    )
+    again.usage = "%(prog)s FILE [options]"
+    again.add_argument("file", metavar="FILE", help="a picture that was drawn here, or the .json beside it")
+    add_files(again, None)
 
 
-def _loads(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", default=EXPORT, metavar="FOLDER", help=f"an export (default {EXPORT})")
-    command.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
-
-
-def _draws(command: argparse.ArgumentParser, out: str) -> None:
-    command.add_argument("--style", help="one that the model knows (default: its first)")
-    command.add_argument("--out", default=out, metavar="FILE", help=f"the picture that is written (default {out})")
-    command.add_argument("--seed", type=int, default=0, help="the same seed draws the same pictures (default 0)")
-    command.add_argument("--temperature", type=float, help="0: the likeliest code each time (default: the model's)")
-    command.add_argument("--top-k", type=int, help="draw of the likeliest K codes, 0 for all")
-    command.add_argument("--top-p", type=float, help="draw of the likeliest codes that together have probability P")
-    command.add_argument("--guidance", type=float, help="how much the words count, 1 for no guidance")
-    _loads(command)
-
-
-def draw(options: argparse.Namespace) -> int:
+def sample_pictures(options: argparse.Namespace) -> int:
     """`omnigram sample`."""
+    _check_sample(options)
+    files = files_of(options, options.n * max(1, len(options.words)))
+    examples = _examples(options.example)
+    omnigram = load(options)
+    omnigram.codec.check_draws()
+    from ..model.generation import tasks
+    from .drawing import SAMPLE, Asked, Drawing
+
+    words: list[str | None] = [omnigram.card.prompt(text, options.style) for text in options.words]
+    own = omnigram.sampler.sampling
+    sampling = settle({**own, **({} if words else tasks.unprompted(omnigram.sampler, None, "image"))}["image"], options)
+    if options.negative and not sampling.is_guided:
+        raise ValueError("--negative has no effect without guidance: set --guidance above 1")
+    best_of = options.best_of or 1
+    if best_of > 1 and sampling.is_greedy:
+        raise ValueError(f"--best-of {best_of}: at temperature 0 all samples are the same, set --temperature")
+    if best_of == 1:
+        _warn_of_likeliest(options.n, sampling)
+    seeds = range(options.seed, options.seed + options.n * best_of, best_of)
+    drawing = Drawing(
+        SAMPLE,
+        tuple(Asked(text, seed) for text in words or [None] for seed in seeds),
+        omnigram.codec.grid(options.size),
+        {"image": sampling},
+        negative=options.negative or "",
+        examples=tuple((omnigram.card.example(text, options.style), omnigram.codes(shown)) for text, shown in examples),
+        best_of=best_of,
+        columns=options.n if len(words) > 1 < options.n else None,  # a row for each prompt
+    )
+    return draw_and_save(omnigram, drawing, options, files)
+
+
+def _check_sample(options: argparse.Namespace) -> None:
+    """ValueError for what contradicts itself, before anything is read."""
+    if options.unconditional:
+        if options.words:
+            raise ValueError("WORDS and --unconditional contradict each other: leave one of them out")
+        names = ("style", "negative", "example", "best_of", *GUIDANCE, "picture_guidance")
+        refuse(options, names, "has no effect with --unconditional, which says nothing: leave one of them out")
+    elif not options.words:
+        raise ValueError("nothing to draw: give WORDS, or --unconditional")
     for words in options.words:
         if not words.strip():
             raise ValueError("the prompt is empty: say in words what to draw")
-    if options.n < 1:
-        raise ValueError(f"-n {options.n} must be 1 or more")
-    _check_seed(options.seed)
-    out = Path(options.out)
-    captions = [words for words in options.words for _ in range(options.n)]
-    files = [out]
-    if options.separate:
-        files = [out.with_stem(f"{out.stem}-{number}") for number in range(1, len(captions) + 1)]
-    _check_writable(files)
-    omnigram = _load(options)
-    sampling = _sampling(omnigram, options)
-    if options.n > 1 and (sampling or omnigram.sampler.sampling)["image"].is_greedy:
+    if not options.example:
+        refuse(options, ("picture_guidance",), "has no effect without --example, whose pictures it weighs: add some")
+    _check(options)
+
+
+def complete_picture(options: argparse.Namespace) -> int:
+    """`omnigram complete`."""
+    _check(options)
+    if options.words is None:
+        refuse(options, ("style", *GUIDANCE), "has no effect without --words: say what the picture shows")
+    from .picture_files import read_picture
+
+    picture, files = read_picture(options.picture), files_of(options, options.n)
+    omnigram = load(options)
+    from .drawing import COMPLETE, Asked, Drawing
+
+    kept, grid, words = omnigram.begun(picture, options.rows, options.words, options.style)
+    sampling = settle(omnigram.sampler.sampling["image"], options)
+    _warn_of_likeliest(options.n, sampling)
+    asked = tuple(Asked(words, options.seed + number) for number in range(options.n))
+    return draw_and_save(omnigram, Drawing(COMPLETE, asked, grid, {"image": sampling}, kept=kept), options, files)
+
+
+def draw_pairs(options: argparse.Namespace) -> int:
+    """`omnigram joint`."""
+    _check(options)
+    if options.picture_first:
+        refuse(options, GUIDANCE, "has no effect with --picture-first, before which no words stand: leave one out")
+    files = files_of(options, options.n)
+    omnigram = load(options)
+    omnigram.codec.check_draws()
+    from ..model.generation import tasks
+    from .drawing import JOINT, Asked, Drawing
+
+    first = "image" if options.picture_first else "text"
+    own = {**omnigram.sampler.sampling, **tasks.unprompted(omnigram.sampler, None, first)}
+    sampling = {"image": settle(own["image"], options), "text": settle(own["text"], options, "words_")}
+    _warn_of_likeliest(options.n, sampling[first], flag("temperature", "" if options.picture_first else "words_"))
+    drawing = Drawing(
+        JOINT,
+        tuple(Asked(None, options.seed + number) for number in range(options.n)),
+        omnigram.codec.grid(options.size),
+        sampling,
+        words_first=not options.picture_first,
+        max_tokens=options.max_tokens,
+    )
+    return draw_and_save(omnigram, drawing, options, files)
+
+
+def draw_again(options: argparse.Namespace) -> int:
+    """`omnigram again`."""
+    _check(options)
+    from .picture_files import read_record
+
+    file = Path(options.file)
+    record = read_record(file)
+    from .drawing import Drawing
+
+    try:
+        drawing = Drawing.from_record(record)
+    except ValueError as fault:
+        raise ValueError(f"{file}: {fault}") from None
+    if options.out is None:
+        options.out = str(file.with_name(f"{file.stem}-again{'.png' if file.suffix == '.json' else file.suffix}"))
+    alone = bool(record.get("separate")) and len(drawing.asked) == 1
+    files = files_of(options, len(drawing.asked))
+    options.separate |= alone  # a picture and no page, whose file needs no number
+    omnigram = load(options)
+    for name, now in identities(omnigram, options).items():
+        then = record.get("identities", {}).get(name, "none")
+        if then != now:
+            raise ValueError(
+                f"{file} was drawn by {record.get('model')} with {name} {then[:12]}, --model {options.model} has "
+                f"{now[:12]}: name the model that drew it"
+            )
+    return draw_and_save(omnigram, drawing, options, files)
+
+
+def _check(options: argparse.Namespace) -> None:
+    check_counts(options)
+    check_speculation(options)
+
+
+def _examples(named: Sequence[Sequence[str]]) -> list[tuple[str, Any]]:
+    """(words, picture) of --example PICTURE WORDS."""
+    from .picture_files import read_picture
+
+    return [(words, read_picture(name)) for name, words in named]
+
+
+def _warn_of_likeliest(n: int, sampling: "Sampling", option: str = "--temperature") -> None:
+    if n > 1 and sampling.is_greedy:
         warnings.warn(
             "temperature 0 takes the likeliest code each time: all pictures of a prompt will be the same; "
-            "set --temperature, as in --temperature 0.3",
-            stacklevel=2,
+            f"set {option}, as in {option} 0.3",
+            stacklevel=3,
         )
-    pictures = omnigram.draw(
-        options.words,
-        options.style,
-        options.n,
-        size=options.size,
-        seed=options.seed,
-        sampling=sampling,
-    )
-    if not options.separate:
-        from .pictures_page import contact_sheet
-
-        columns = options.n if len(options.words) > 1 < options.n else None  # a row for each prompt
-        pictures = [contact_sheet(pictures, captions if len(options.words) > 1 else None, columns)]
-    for picture, file in zip(pictures, files, strict=True):
-        _save(picture, file)
-    return 0
-
-
-def describe(options: argparse.Namespace) -> int:
-    """`omnigram caption`: a line for each picture."""
-    pictures = [_read(name) for name in options.pictures]
-    omnigram = _load(options)
-    for name, picture in zip(options.pictures, pictures, strict=True):
-        caption = omnigram.caption(picture)
-        print(f"{name}: {caption}" if len(pictures) > 1 else caption, flush=True)
-    return 0
-
-
-def finish(options: argparse.Namespace) -> int:
-    """`omnigram complete`."""
-    _check_seed(options.seed)
-    picture, out = _read(options.picture), Path(options.out)
-    _check_writable([out])
-    omnigram = _load(options)
-    drawn = omnigram.complete(
-        picture,
-        options.rows,
-        options.words,
-        options.style,
-        seed=options.seed,
-        sampling=_sampling(omnigram, options),
-    )
-    _save(drawn, out)
-    return 0
-
-
-def _size(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)[x*](\d+)", text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size: write height x width in pixels, as in 64x64")
-    return int(found[1]), int(found[2])
-
-
-def _read(name: str) -> "Image.Image":
-    from ..data.pictures import decode
-
-    data = Path(name).read_bytes()
-    try:
-        return decode(data)
-    except ValueError as fault:
-        raise ValueError(f"{name}: {fault}") from None
-
-
-def _load(options: argparse.Namespace) -> "Omnigram":
-    folder = Path(options.model)
-    if options.model == EXPORT and not folder.exists():
-        raise FileNotFoundError(
-            f"{EXPORT} is not there: run `omnigram pretrain` here first, or name an export with --model"
-        )
-    from omegaconf import OmegaConf
-
-    from ..model.bundle import Omnigram
-    from .machine import prepare
-
-    device = prepare(OmegaConf.create({"device": options.device, "threads": None}))
-    return Omnigram.from_pretrained(folder, device=device)
-
-
-def _check_seed(seed: int) -> None:
-    if seed < 0:
-        raise ValueError(f"--seed {seed} must be 0 or more")
-
-
-def _sampling(omnigram: "Omnigram", options: argparse.Namespace) -> "dict[str, Sampling] | None":
-    """The model's own settings of pictures with those that the command line names."""
-    named = {name: getattr(options, name) for name in DRAWING if getattr(options, name) is not None}
-    return {"image": dataclasses.replace(omnigram.sampler.sampling["image"], **named)} if named else None
-
-
-def _check_writable(files: Sequence[Path]) -> None:
-    """OSError or ValueError now, before a model is loaded, for pictures that could not be written then."""
-    from PIL import Image
-
-    from ..data.artefact import plain_errors
-
-    known = Image.registered_extensions()
-    for file in files:
-        if file.is_dir():
-            raise ValueError(f"--out {file} is a folder: name a file in it, as in {file / 'sample.png'}")
-        if known.get(file.suffix.lower()) not in Image.SAVE:
-            raise ValueError(
-                f"--out {file}: pictures are not written as {file.suffix or 'files without ending'!r}, use .png"
-            )
-        try:
-            with plain_errors(file):
-                file.parent.mkdir(parents=True, exist_ok=True)
-                probe = file.with_name(f".{file.name}.probe")
-                probe.touch()
-                probe.unlink()
-        except OSError as fault:
-            reason = fault.strerror or str(fault).partition(": ")[2]
-            if isinstance(fault, FileExistsError | NotADirectoryError):
-                reason = f"{next(part for part in file.parents if part.exists() and not part.is_dir())} is no folder"
-            raise type(fault)(f"--out {file} cannot be written: {reason}") from None
-
-
-def _save(picture: "Image.Image", file: Path) -> None:
-    from PIL import Image
-
-    from ..data.artefact import atomic_write
-
-    kind = Image.registered_extensions()[file.suffix.lower()]
-    atomic_write(file, lambda stream: picture.save(stream, format=kind))
-    print(file, flush=True)

@@ -52,7 +52,7 @@ class TrainingProgress(Callback):
             self._told = now
             left = (now - self._started) / max(1, step - self._from) * (self.max_steps - step)
             self.console.print(
-                f"{self.what}: step {step:,} of {self.max_steps:,}, {_duration(left)} left, {_words(pl_module)}",
+                f"{self.what}: step {step:,} of {self.max_steps:,}, {duration(left)} left, {_words(pl_module)}",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -73,6 +73,7 @@ def _words(module: StepModule) -> str:
     return ", ".join(f"{name} {value:,.4g}" for name, value in shown.items())
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Minutes and seconds, for people."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes} min {seconds:02d} s"
