@@ -43,9 +43,9 @@ class Engine:
         vocabulary: Vocabulary,
         settings: Mapping[str, Sampling],
         speculation: Speculation | None,
-        step_of: Callable[[PreTrainedModel], Step],
+        step_of: Callable[[PreTrainedModel], Step | None],
     ) -> None:
-        """settings: of each modality; step_of: what runs the steps of a model, see `Lanes`."""
+        """settings: of each modality; step_of: the compiled step of a model, see `Lanes`."""
         self.statistics = Statistics()
         self._model, self._vocabulary, self._settings = model, vocabulary, settings
         self._speculation, self._step_of = speculation, step_of

@@ -9,11 +9,13 @@ Dimensions: N lanes, T tokens that are fed to the longest, M tokens fed to all, 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.fx.experimental import _config as shapes
 from transformers import PreTrainedModel
 
 from ...tokenizers.automaton import Allowed
@@ -44,11 +46,13 @@ class Lanes:
     """The lanes in use and their cache. A lane that is open can be fed or not."""
 
     def __init__(self, model: PreTrainedModel, lanes: int, length: int, step: Step | None = None) -> None:
-        """step: runs short pieces of all lanes, `run` by default."""
+        """step: a compiled `run`, for short pieces of all lanes; None runs everything as it is."""
         self.model = model
         self._step = step or run
         self._lanes: list[Lane] = []
-        self._store = Store(model.config, lanes, length, model.dtype, model.device)
+        self._store = Store(model.config, lanes + 1, length, model.dtype, model.device)
+        if step is not None:
+            self.open()  # a spare one: torch.compile would make another program for a single lane
 
     def __len__(self) -> int:
         return len(self._lanes)
@@ -129,6 +133,18 @@ class Lanes:
         step = self._step if whole else run
         hidden = step(self.model, self._store.layers, torch.from_numpy(padded).to(device), positions, span, slots)
         parts.append(hidden.flatten(0, 1))
+
+
+def compiled() -> Step:
+    """`run` through torch.compile: one program for one id a lane and one for several, whatever their numbers."""
+    step = torch.compile(run, dynamic=True)
+
+    def call(*arguments: Any) -> Float[Tensor, "n t d"]:
+        # two sizes that are equal once, such as lanes and ids, are not taken to be always equal
+        with shapes.patch(use_duck_shape=False):  # pyright: ignore[reportAttributeAccessIssue] (made at import)
+            return step(*arguments)
+
+    return call
 
 
 def run(

@@ -8,7 +8,6 @@ the id before them, so a block of 8 x 8 codes costs 64 forwards, not 90, and few
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from ...tokenizers.document_grammar import DocumentGrammar
@@ -18,7 +17,7 @@ from ...tokenizers.vocabulary import TEXT
 from .choice import Sampling
 from .engine import Engine, Statistics
 from .events import Event, Finished, Watch
-from .lanes import Step, evaluating, run
+from .lanes import Step, compiled, evaluating
 from .prompts import Block, Prompt, Sample, Writer
 from .row import Beginning, Row
 from .speculation import Draft, Speculation
@@ -150,11 +149,11 @@ class Sampler:
         tokens = given + (0 if asked is None else limits["max_tokens"])
         return Beginning(tuple(ids.tolist()), automaton, state, spans, tuple(negative.tolist()), tokens)
 
-    def _step_of(self, model: PreTrainedModel) -> Step:
+    def _step_of(self, model: PreTrainedModel) -> Step | None:
         if not self.compile:
-            return run
+            return None
         if model not in self._compiled:
-            self._compiled[model] = torch.compile(run, dynamic=True)
+            self._compiled[model] = compiled()
         return self._compiled[model]
 
     def _check_vocabulary(self, model: PreTrainedModel, name: str) -> None:

@@ -9,6 +9,7 @@ Dimensions: H rows and W columns of codes.
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -83,10 +84,10 @@ def to_draw(
     if words is None and (negative or examples):
         what = "negative words lead away from words" if negative else "examples show what words mean"
         raise ValueError(f"{what}: say in words what to draw")
-    _check_size(sampler, modality, size)
+    limits = _rest(sampler, modality, size)
     before = [piece for text, codes in examples for piece in (text, Block(codes, modality))]
     asked = () if words is None else (words,)
-    return Prompt((*before, *asked, Block((), modality, size)), {"text": False, "max_blocks": 0}, negative=negative)
+    return Prompt((*before, *asked, Block((), modality, size)), limits, negative=negative)
 
 
 def seeded(prompt: Prompt, seeds: Iterable[int]) -> list[Prompt]:
@@ -152,14 +153,16 @@ def complete(
     watch: Watch | None = None,
 ) -> list[Codes]:
     """n pictures [H, W] of `size` that begin with the codes given, in reading order: whole rows or any number."""
-    prompts = seeded(to_complete(codes, size=size, words=words, modality=modality), range(seed, seed + n))
+    prompts = seeded(to_complete(sampler, codes, size=size, words=words, modality=modality), range(seed, seed + n))
     return [sample.blocks(modality)[-1] for sample in sampler.sample(prompts, sampling, batch_size, watch)]
 
 
-def to_complete(codes: ArrayLike, *, size: tuple[int, int], words: str | None = None, modality: str = IMAGE) -> Prompt:
-    """Words, if there are some, and a block with its first codes."""
+def to_complete(
+    sampler: Sampler, codes: ArrayLike, *, size: tuple[int, int], words: str | None = None, modality: str = IMAGE
+) -> Prompt:
+    """Words, if there are some, and a block with its first codes. ValueError for a size that cannot be drawn."""
     before: tuple[Piece, ...] = (words,) if words else ()
-    return Prompt((*before, Block(codes, modality, size)), {"text": False, "max_blocks": 0})
+    return Prompt((*before, Block(codes, modality, size)), _rest(sampler, modality, size, np.asarray(codes).size))
 
 
 def page(
@@ -224,18 +227,16 @@ def to_joint(
     """Nothing, or a block that is begun. ValueError for a size that cannot be drawn, and for no words."""
     if max_tokens < 1:
         raise ValueError(f"max_tokens {max_tokens} of the words must be 1 or more")
-    _check_size(sampler, modality, size)
-    block = sampler.grammar.blocks[modality]
+    rest = _rest(sampler, modality, size)
     if not words_first:
-        rest = block.length(*size) - int(block.layout(*size).slots[0])
-        limits = {"max_blocks": 0, "min_text": 1, "max_tokens": rest + max_tokens + 1}  # and eos
+        limits = {"max_blocks": 0, "min_text": 1, "max_tokens": rest["max_tokens"] + max_tokens}
         return Prompt((Block((), modality, size),), limits)
     limits = {"sizes": {modality: size}, "min_text": 1, "min_blocks": 1, "max_blocks": 1, "end_with_block": True}
-    return Prompt((), {**limits, "max_tokens": max_tokens + block.length(*size) + 1})
+    return Prompt((), {**limits, "max_tokens": max_tokens + sampler.grammar.blocks[modality].length(*size) + 1})
 
 
-def _check_size(sampler: Sampler, modality: str, size: tuple[int, int]) -> None:
-    """ValueError if no block of that size can be written."""
+def _rest(sampler: Sampler, modality: str, size: tuple[int, int], codes: int = 0) -> dict[str, Any]:
+    """Limits of what follows a block of which some codes are there. ValueError if none of that size can be written."""
     if modality not in sampler.grammar.blocks:
         raise ValueError(f"cannot draw {modality!r}: the model has {', '.join(sampler.grammar.blocks) or 'only text'}")
     block = sampler.grammar.blocks[modality]
@@ -246,3 +247,6 @@ def _check_size(sampler: Sampler, modality: str, size: tuple[int, int]) -> None:
             f"a block of {size[0]} x {size[1]} codes makes a document of {tokens} tokens, and the context of the model "
             f"is {sampler.context}: choose a smaller size"
         )
+    slots = block.layout(*size).slots
+    written = int(slots[codes]) if codes < len(slots) else len(slots)
+    return {"text": False, "max_blocks": 0, "max_tokens": block.length(*size) - written + 1}  # and eos
