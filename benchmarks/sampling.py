@@ -1,39 +1,51 @@
-"""Drawing pictures: our sampler, against transformers' generate on the same weights within the same grammar.
+"""Drawing pictures: our sampler, against `generate` of transformers' Emu3 with the same weights.
 
-Both draw the likeliest codes of 8 x 8 blocks for the same prompts, in one batch, from the same model; its weights are
-random. The peer is what one writes with `generate`: prompts padded on the left, and a logits processor that steps our
-grammar's automaton for each row and rules out every id it does not allow. It runs a forward for every token and the
-head for every id; ours feeds forced tokens along with the code before them and computes the logits of the range alone.
-If the two draw different codes the script says so and exits with 1.
+Two comparisons at each batch size, each contestant drawing the same words in turns:
+guided   ours with guidance 3 in log-softmax space and top-k 2,048, against the recipe that Emu3's documentation
+         publishes: unbatched guidance, prefix-constrained `generate` (see peers/emu3.py)
+plain    ours without guidance, against plain `generate`: no guidance, no constraint, no end, as many new ids as the
+         block has. That is the quickest that the peer can be, and what it writes is hardly ever a picture.
 
-Dimensions: N prompts, T tokens so far, V vocabulary, H rows and W columns of codes.
+All write the same number of ids: those of a block behind its size, marks between the rows included, which is what
+tokens/s counts. The peer runs a forward for each and the head for every id. Before anything is timed all draw the
+likeliest codes, guided and plain, the peer within the layout; if they differ the script says so and exits with 1.
+Peak is the growth of resident memory over that with the models loaded, each contestant in a process of its own, which
+draws one batch after the other. The weights are random, without query-key norms, which Emu3 does not have.
+
+Dimensions: H rows and W columns of codes.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from statistics import median
 
 import numpy as np
 import torch
 from hydra.utils import instantiate
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from timing.rounds import in_turns, parser, positive, report
-from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from peers.emu3 import Emu3Generate, as_emu3
+from timing.memory import growths, in_own_process
+from timing.operators import print_operators
+from timing.rounds import Rates, command, digits, in_turns, parser, positive
 
 from omnigram.model.decoder import OmnigramForCausalLM
-from omnigram.model.generation import Sampler, Sampling, draw
-from omnigram.tokenizers.automaton import Allowed
-from omnigram.tokenizers.document_grammar import DocumentAutomaton, DocumentState
+from omnigram.model.generation import Prompt, Sampler, Sampling
 from omnigram.tokenizers.modality import document_grammar
 from omnigram.tokenizers.text import TextTokenizer
 from omnigram.tokenizers.vocabulary import Vocabulary
 from omnigram.train.compose import compose_config
 from omnigram.train.machine import prepare
 
-SIZE = (8, 8)
-GREEDY = {"image": Sampling(temperature=0), "text": Sampling(temperature=0)}
+TOP_K = 2048
+SETTINGS = {
+    "guided": Sampling(top_k=TOP_K, guidance=3.0, guidance_space="log_softmax"),
+    "plain": Sampling(top_k=TOP_K),
+}
 COLOURS = ("red", "green", "light blue", "white", "very dark brown")
 THINGS = ("apple", "cat face", "house with garden", "clock", "woman mountain biking", "flag", "left arrow")
 STYLES = ("twemoji", "openmoji")
@@ -41,74 +53,67 @@ PIECES = 400  # of the text tokenizer: prompts of 4 to 8 tokens, as captions hav
 SPREAD = 0.1  # standard deviation that is added to the weights: as they begin, pictures repeat a handful of codes
 
 Codes = NDArray[np.int64]
+Cell = tuple[str, int]  # "guided" or "plain", and the number of pictures in a batch
 
 
-class Peer:
-    """`generate` within the grammar."""
+class Contest:
+    """The contestants: "ours", "compiled" where it is asked for, and "peer"."""
 
-    def __init__(self, sampler: Sampler) -> None:
-        self.model, self.writer, self.grammar = sampler.model, sampler.writer, sampler.grammar
-        self.automaton = self.grammar.automaton(sizes={"image": SIZE}, text=False, min_blocks=1, max_blocks=1)
-        self.pad = self.grammar.vocabulary.id("pad")
+    def __init__(self, args: argparse.Namespace) -> None:
+        config = compose_config([f"model={args.model}", "model.qk_norm=none", f"threads={args.threads}", "device=cpu"])
+        prepare(config)
+        self.size = (args.side, args.side)
+        text = TextTokenizer.train([f"{colour} {thing}, {style}" for colour, thing, style in _described()], PIECES)
+        model, sampler = made_sampler(config, text)
+        self.samplers = {"ours": sampler}
+        if args.compile:
+            self.samplers["compiled"] = Sampler(model, sampler.grammar, text, compile=True)
+        self.peer = Emu3Generate(as_emu3(model), sampler, self.size, TOP_K)
+        self.vocabulary = sampler.vocabulary
 
-    def draw(self, words: Sequence[str]) -> list[Codes]:
-        """One picture [H, W] for each prompt."""
-        prompts = [self.writer.write((text,)) for text in words]
-        longest = max(map(len, prompts))
-        ids = torch.full((len(prompts), longest), self.pad)
-        for row, prompt in zip(ids, prompts, strict=True):
-            row[longest - len(prompt) :] = torch.from_numpy(prompt)
-        processor = GrammarProcessor(self.automaton, [self.automaton.after(prompt) for prompt in prompts])
-        written = self.model.generate(  # pyright: ignore[reportCallIssue] (of GenerationMixin)
-            ids,
-            attention_mask=(ids != self.pad).long(),
-            do_sample=False,
-            max_new_tokens=self.grammar.blocks["image"].length(*SIZE) + 1,  # and eos
-            logits_processor=LogitsProcessorList([processor]),
-        )
-        block = self.grammar.blocks["image"]
-        return [block.read(row[longest:-1]) for row in written.numpy()]
+    @property
+    def names(self) -> list[str]:
+        return [*self.samplers, "peer"]
 
+    def draw(self, name: str, kind: str, words: Sequence[str], seed: int = 0, greedy: bool = False) -> list[Codes]:
+        """One picture [H, W] for each of the words, within the layout."""
+        setting = SETTINGS[kind]
+        if name == "peer":
+            torch.manual_seed(seed)
+            return self.peer.draw(words, setting.guidance, greedy)
+        if greedy:
+            setting = replace(setting, temperature=0.0)
+        limits = {"sizes": {"image": self.size}, "text": False, "min_blocks": 1, "max_blocks": 1}
+        prompts = [Prompt((text,), limits, seed + number) for number, text in enumerate(words)]
+        samples = self.samplers[name].sample(prompts, {"image": setting}, batch_size=len(words))
+        return [sample.blocks("image")[-1] for sample in samples]
 
-class GrammarProcessor(LogitsProcessor):
-    """Rules out what the automaton of each row does not allow. States go on from call to call, masks are kept."""
+    def work(self, name: str, kind: str, words: Sequence[str], seed: int = 0) -> int:
+        """What is timed and measured. -> ids written."""
+        if (name, kind) == ("peer", "plain"):
+            torch.manual_seed(seed)
+            self.peer.write(words)
+        else:
+            self.draw(name, kind, words, seed)
+        return len(words) * self.peer.length
 
-    def __init__(self, automaton: DocumentAutomaton, states: Sequence[DocumentState]) -> None:
-        self.automaton, self.states = automaton, list(states)
-        self.began = False
-        self.masks: dict[Allowed, Tensor] = {}
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """[N, T] ids and [N, V] scores -> the scores, -inf where an id may not come next."""
-        if self.began:
-            last = input_ids[:, -1].tolist()
-            self.states = [self.automaton.step(state, id_) for state, id_ in zip(self.states, last, strict=True)]
-        self.began = True
-        ruled_out = torch.stack([self.mask(self.automaton.allowed(state), scores.shape[1]) for state in self.states])
-        return scores.masked_fill(ruled_out, -torch.inf)
-
-    def mask(self, allowed: Allowed, size: int) -> Tensor:
-        """[V] True for what is not allowed."""
-        if allowed not in self.masks:
-            mask = torch.ones(size, dtype=torch.bool)
-            mask[torch.from_numpy(allowed.all_ids(self.automaton.vocabulary))] = False
-            self.masks[allowed] = mask
-        return self.masks[allowed]
+    def steps(self, name: str, kind: str, words: Sequence[Sequence[str]]) -> Callable[[int], float]:
+        """`work` on the words of each step."""
+        return lambda step: self.work(name, kind, words[step], seed=step)
 
 
-def made_words(steps: int, pictures: int) -> list[list[str]]:
-    """Prompts of several lengths, for each step."""
-    random = np.random.default_rng(0)
-    return [
-        [f"{random.choice(COLOURS)} {random.choice(THINGS)}, {random.choice(STYLES)}" for _ in range(pictures)]
-        for _ in range(steps)
-    ]
+def _described() -> list[tuple[str, str, str]]:
+    return [(colour, thing, style) for colour in COLOURS for thing in THINGS for style in STYLES]
 
 
-def made_sampler(config: DictConfig) -> Sampler:
+def made_words(step: int, pictures: int) -> list[str]:
+    """Prompts of several lengths."""
+    random = np.random.default_rng(step)
+    return [f"{random.choice(COLOURS)} {random.choice(THINGS)}, {random.choice(STYLES)}" for _ in range(pictures)]
+
+
+def made_sampler(config: DictConfig, text: TextTokenizer) -> tuple[OmnigramForCausalLM, Sampler]:
     """A decoder with random weights of the configured size, its vocabulary and grammar."""
-    lines = [f"{colour} {thing}, {style}" for colour in COLOURS for thing in THINGS for style in STYLES]
-    text = TextTokenizer.train(lines, PIECES)
     codebooks = {"image": config.tokenizer.quantizer.codebook_size}
     vocabulary = Vocabulary.appended(config.tokenizer.text.vocab_size, codebooks=codebooks)
     specials = {f"{name}_token_id": vocabulary.id(name) for name in ("pad", "bos", "eos")}
@@ -117,47 +122,117 @@ def made_sampler(config: DictConfig) -> Sampler:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * SPREAD)
-    return Sampler(model, document_grammar(vocabulary, text.digit_ids), text, GREEDY)
+    return model, Sampler(model, document_grammar(vocabulary, text.digit_ids), text)
 
 
-def differing(ours: Sequence[Codes], peers: Sequence[Codes]) -> int:
-    """Number of pictures that are not the same."""
-    return sum(not np.array_equal(one, other) for one, other in zip(ours, peers, strict=True))
+def check(contest: Contest, batches: Sequence[int]) -> str:
+    """All draw the same likeliest codes. -> What was found, in words; exits with 1 if they do not."""
+    pictures, distinct = 0, set()
+    for kind in SETTINGS:
+        for batch in batches:
+            words = made_words(0, batch)
+            drawn = {name: contest.draw(name, kind, words, greedy=True) for name in contest.names}
+            for name, others in drawn.items():
+                different = sum(not np.array_equal(*pair) for pair in zip(drawn["ours"], others, strict=True))
+                if different:
+                    sys.exit(
+                        f"{different} of {batch} {kind} pictures have other codes when {name} draws them: no comparison"
+                    )
+            pictures += batch
+            distinct |= {codes.tobytes() for codes in drawn["ours"]}
+    return f"the likeliest are the same by all for {pictures} prompts, which give {len(distinct)} distinct pictures"
+
+
+def peaks(args: argparse.Namespace, name: str, kind: str) -> list[float | None]:
+    """MiB that one contestant needs for each batch size. Runs in a process of its own."""
+    contest = Contest(args)
+    return growths([lambda batch=batch: contest.work(name, kind, made_words(0, batch)) for batch in args.batches])
+
+
+def compiling(contest: Contest, batches: Sequence[int]) -> float:
+    """Seconds that the first draws of the compiled sampler take beyond the second ones."""
+    extra = 0.0
+    for kind in SETTINGS:
+        for batch in batches:
+            seconds = []
+            for _ in range(2):
+                start = time.perf_counter()
+                contest.work("compiled", kind, made_words(0, batch))
+                seconds.append(time.perf_counter() - start)
+            extra += seconds[0] - seconds[1]
+    return extra
+
+
+def timed(contest: Contest, args: argparse.Namespace) -> dict[Cell, Rates]:
+    """Tokens a second of each contestant in each round."""
+    found: dict[Cell, Rates] = {}
+    for kind in SETTINGS:
+        for batch in args.batches:
+            words = [made_words(step, batch) for step in range(args.steps)]
+            steps = {name: contest.steps(name, kind, words) for name in contest.names}
+            found[kind, batch] = in_turns(steps, args.rounds, args.steps)
+    return found
+
+
+def print_table(
+    rates: Mapping[Cell, Rates],
+    memory: Mapping[tuple[str, str], list[float | None]],
+    args: argparse.Namespace,
+    length: int,
+) -> None:
+    """A line for each contestant of each comparison at each batch size."""
+    print(
+        f"{'':6} {'batch':>5}  {'':8} {'tokens/s':>9}  {'rounds':>17} {'s a picture':>12} {'peak MiB':>9} {'ratio':>6}"
+    )
+    for (kind, batch), found in rates.items():
+        peer = median(found["peer"])
+        for name, values in found.items():
+            rate = median(values)
+            spread = f"{digits(min(values))} .. {digits(max(values))}"
+            peak = memory.get((name, kind), [None] * len(args.batches))[args.batches.index(batch)]
+            shown = "-" if peak is None else f"{peak:.1f}"
+            ratio = "" if name == "peer" else digits(rate / peer)
+            print(
+                f"{kind:6} {batch:5}  {name:8} {digits(rate):>9}  {spread:>17} {digits(length / rate):>12} "
+                f"{shown:>9} {ratio:>6}"
+            )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     made = options()
     args = made.parse_args(arguments)
-    config = compose_config([f"model={args.model}", f"threads={args.threads}", "device=cpu"])
-    prepare(config)
-    sampler = made_sampler(config)
-    peer, words = Peer(sampler), made_words(args.steps, args.pictures)
-    drawn: dict[str, dict[int, list[Codes]]] = {"ours": {}, "peer": {}}
-
-    def ours_step(step: int) -> float:
-        drawn["ours"][step] = draw(sampler, words[step], size=SIZE, batch_size=args.pictures)
-        return args.pictures
-
-    def peer_step(step: int) -> float:
-        drawn["peer"][step] = peer.draw(words[step])
-        return args.pictures
-
-    rates = in_turns({"ours": ours_step, "peer": peer_step}, args.rounds, args.steps)
-    different = sum(differing(drawn["ours"][step], drawn["peer"][step]) for step in range(args.steps))
-    pictures, height, width = args.steps * args.pictures, *SIZE
-    if different:
-        sys.exit(f"{different} of {pictures} pictures have other codes when the peer draws them: no comparison")
-    distinct = len({codes.tobytes() for batch in drawn["ours"].values() for codes in batch})
-    print(f"drawing with model={args.model}, {args.pictures} pictures of {height} x {width} codes in a batch")
-    print(f"codes    the same by both for all {pictures} prompts, which give {distinct} distinct pictures")
-    what = {"ours": "Sampler", "peer": "transformers' generate with a logits processor"}
-    report(made.prog, args, rates, "pictures", what)
+    contest = Contest(args)
+    extra = compiling(contest, args.batches) if args.compile else 0.0
+    agreed = check(contest, args.batches)
+    memory: dict[tuple[str, str], list[float | None]] = defaultdict(list)
+    for kind in SETTINGS:
+        for name in ("ours", "peer"):
+            memory[name, kind] = in_own_process(peaks, args, name, kind)
+    rates = timed(contest, args)
+    text, image = (contest.vocabulary.range(modality).size for modality in ("text", "image"))
+    print(f"drawing  model={args.model} without query-key norms, {text:,} text ids and {image:,} codes,")
+    print(f"         {args.side} x {args.side} codes a picture, {contest.peer.length} tokens behind its size")
+    print(f"codes    {agreed}")
+    print(f"machine  threads: {args.threads}, torch {torch.__version__}")
+    print_table(rates, memory, args, contest.peer.length)
+    if args.compile:
+        print(f"compile  {extra:.1f} s in all before the first draws, which are not in the rates")
+    print(f"repeat   {command(made.prog, args)}")
+    if args.profile:
+        for batch in (args.batches[0], args.batches[-1]):
+            words = made_words(0, batch)
+            print_operators(f"ours, guided, batch {batch}", lambda words=words: contest.work("ours", "guided", words))
 
 
 def options() -> argparse.ArgumentParser:
-    made = parser("sampling.py", __doc__, rounds=5, steps=2)
+    made = parser("sampling.py", __doc__, rounds=5, steps=1)
     made.add_argument("--model", default="micro", help="size of the decoder, an option of conf/model/")
-    made.add_argument("--pictures", type=positive, default=32, metavar="N", help="pictures of a batch")
+    made.add_argument("--side", type=positive, default=8, metavar="N", help="codes a side of the pictures")
+    made.add_argument(
+        "--batches", type=positive, nargs="+", default=[1, 4, 16], metavar="N", help="pictures of a batch, rising"
+    )
+    made.add_argument("--compile", action="store_true", help="ours also with its steps compiled")
+    made.add_argument("--profile", action="store_true", help="print where the time of ours goes")
     return made
 
 

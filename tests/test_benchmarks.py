@@ -11,14 +11,19 @@ from typing import Any
 
 import pytest
 
+from omnigram.data.document import Document, Segment
+from omnigram.data.shards import shard_name, write_shard
+
 ROOT = Path(__file__).resolve().parents[1]
 # those that take turns with a peer; the others are run by the tests of what they measure
-SCRIPTS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py") if "in_turns(" in path.read_text())
-SMALLEST = {"train_step.py": ["--model", "nano"], "sampling.py": ["--model", "nano", "--pictures", "3"]}
+SCRIPTS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py") if "report(" in path.read_text())
+SMALLEST = {"train_step.py": ["--model", "nano"]}
+ONCE = ["--rounds", "1", "--steps", "1", "--threads", "1"]
+SAMPLING = [*ONCE, "--model", "tiny", "--side", "4", "--batches", "1", "3"]
 
 
 def run(script: str) -> str:
-    options = ["--rounds", "1", "--steps", "1", "--threads", "1", *SMALLEST.get(script, [])]
+    options = [*ONCE, *SMALLEST.get(script, [])]
     done = subprocess.run(
         [sys.executable, f"benchmarks/{script}", *options], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
@@ -74,22 +79,131 @@ def test_turns_count_work_by_time_and_leave_the_warm_up_out(benchmark: Any, monk
     assert [name for name, number in order if number == 0] == ["ours", "peer", "peer", "ours", "ours", "peer"]
 
 
-def test_sampling_exits_with_1_when_the_codes_differ(
-    benchmark: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def table(printed: str) -> dict[tuple[str, int, str], dict[str, float]]:
+    """The numbers of sampling.py by kind, batch and contestant."""
+    pattern = r"^(guided|plain) +(\d+) +(\w+) +([\d,.]+) +[\d,.]+ \.\. [\d,.]+ +([\d,.]+) +([\d.]+|-) *([\d.]*)$"
+    found = {}
+    for kind, batch, name, *rest in re.findall(pattern, printed, re.MULTILINE):
+        rate, seconds, peak, ratio = (float(text.replace(",", "") or "nan") for text in rest)
+        found[kind, int(batch), name] = {"rate": rate, "seconds": seconds, "peak": peak, "ratio": ratio}
+    return found
+
+
+def test_sampling_measures_both_peers_at_each_batch_size(
+    benchmark: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampling = benchmark("sampling")
-    honest = sampling.Peer.draw
+    monkeypatch.setattr(sampling, "in_own_process", lambda function, *args: function(*args))
+    sampling.main([*SAMPLING, "--profile"])
+    printed = capsys.readouterr().out
+    found = table(printed)
+    assert set(found) == {
+        (kind, batch, name) for kind in ("guided", "plain") for batch in (1, 3) for name in ("ours", "peer")
+    }
+    tokens = 4 * (4 + 1) + 2
+    assert f"4 x 4 codes a picture, {tokens} tokens behind its size" in printed
+    for (kind, batch, _), figures in found.items():
+        assert figures["seconds"] == pytest.approx(tokens / figures["rate"], rel=2e-3)
+        peer = found[kind, batch, "peer"]["rate"]
+        assert found[kind, batch, "ours"]["ratio"] == pytest.approx(found[kind, batch, "ours"]["rate"] / peer, rel=2e-3)
+    assert "the same by all for 8 prompts" in printed
+    assert f"repeat   .venv/bin/python benchmarks/sampling.py {' '.join(SAMPLING)} --profile" in printed
+    shares = [
+        float(share) for share in re.findall(r"^.+ (\d+\.\d)% +\d", printed.partition("ours, guided")[2], re.MULTILINE)
+    ]
+    assert sum(shares) == pytest.approx(200, abs=2)  # of two batch sizes
 
-    def cheat(self: Any, words: list[str]) -> list[Any]:
-        pictures = honest(self, words)
-        pictures[1][7, 7] ^= 1
+
+@pytest.mark.parametrize("cheat", ["a code", "no guidance"])
+def test_sampling_exits_with_1_when_the_codes_differ(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cheat: str
+) -> None:
+    sampling = benchmark("sampling")
+    honest = sampling.Emu3Generate.draw
+
+    def draw(self: Any, words: list[str], guidance: float, greedy: bool = False) -> list[Any]:
+        if cheat == "no guidance":
+            return honest(self, words, 1.0, greedy)
+        pictures = honest(self, words, guidance, greedy)
+        pictures[-1][3, 3] ^= 1
         return pictures
 
-    monkeypatch.setattr(sampling.Peer, "draw", cheat)
+    monkeypatch.setattr(sampling.Emu3Generate, "draw", draw)
     with pytest.raises(SystemExit) as ended:
-        sampling.main(["--rounds", "1", "--steps", "1", "--threads", "1", "--model", "nano", "--pictures", "2"])
-    assert str(ended.value.code).startswith("1 of 2 pictures")  # sys.exit of a text prints it and gives 1
+        sampling.main(SAMPLING)
+    # sys.exit of a text prints it and gives 1
+    assert re.match(r"\d of \d guided pictures have other codes when peer draws them", str(ended.value.code))
     assert "ratio" not in capsys.readouterr().out
+
+
+def test_memory_is_what_work_needs_at_its_peak(benchmark: Any) -> None:
+    memory = benchmark("timing.memory")
+    mebibytes = 64
+
+    def work() -> None:
+        bytearray(mebibytes << 20)[::4096] = b"1" * (mebibytes << 8)
+
+    small, large = memory.in_own_process(memory.growths, [list, list]), memory.growths([work])
+    if sys.platform == "linux":
+        assert max(small) < 16
+        assert large[0] == pytest.approx(mebibytes, abs=8)
+
+
+@pytest.fixture
+def speculation(benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The script, and the options of a tiny run of it, with a draft by the same weights."""
+    monkeypatch.syspath_prepend(str(ROOT / "tests/model"))
+    export = importlib.import_module("made_exports").tiny_export()
+    export.save_pretrained(tmp_path / "export")
+    texts = [Segment("text", f"{colour} apple, twemoji") for colour in ("red", "green", "blue", "yellow")]
+    write_shard(
+        tmp_path / shard_name("train", 0),
+        [Document(f"{n}", (text,), "made", "CC0-1.0") for n, text in enumerate(texts)],
+    )
+    folders = ["--export", str(tmp_path), "--draft", str(tmp_path / "export"), "--data", str(tmp_path)]
+    return benchmark("speculation"), [*ONCE, *folders, "--batches", "1", "4"]
+
+
+def test_speculation_counts_what_guesses_save(speculation: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    script, options = speculation
+    script.main(options)
+    printed = capsys.readouterr().out
+    line = re.compile(
+        r"^(temperature [01]|its own) +([14]) +(plain|jacobi \d+|draft \d+) +([\d.]+) +(?:([\d.]+)% )? *[\d.]+ +"
+        r"([\d.]+)? +(\d+)$",
+        re.MULTILINE,
+    )
+    found = {match[:3]: match[3:] for match in line.findall(printed)}
+    assert len(found) == 3 * 2 * 7
+    for (_, _, method), (step, confirmed, ratio, others) in found.items():
+        assert others == "0"
+        assert (ratio == "") == (method == "plain")
+        if method == "plain":
+            assert float(step) == 1
+        elif method.startswith("draft"):  # by the very same weights: always right, and 9 codes in so many forwards
+            assert float(confirmed) == 100
+            assert float(step) == pytest.approx(9 / -(-9 // (1 + int(method.split()[1]))), abs=0.005)
+        else:
+            assert 0 <= float(confirmed) < 100
+            assert float(step) >= 1
+    assert "the same 90 of 90 pictures" in printed
+    assert printed.rstrip().endswith(" ".join(options))
+
+
+def test_speculation_that_changes_pictures_is_found(
+    speculation: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script, options = speculation
+    honest = script.methods
+
+    def cheat(*exports: Any) -> dict[str, Any]:
+        samplers = honest(*exports)
+        samplers["jacobi 8"].model = importlib.import_module("made_exports").tiny_export(seed=1).model
+        return samplers
+
+    monkeypatch.setattr(script, "methods", cheat)
+    with pytest.raises(SystemExit, match="15 of 90 pictures have other codes than plain sampling draws"):
+        script.main(options)
 
 
 def test_both_train_on_the_same_tokens(benchmark: Any) -> None:

@@ -60,8 +60,13 @@ def report(prog: str, args: argparse.Namespace, rates: Rates, unit: str, what: M
 def command(prog: str, args: argparse.Namespace) -> str:
     """The call with every option written out; those that are switched off are left out."""
     options = {f"--{name}": value for name, value in vars(args).items() if value is not False}
-    words = [name if value is True else f"{name} {value}" for name, value in options.items()]
+    words = [name if value is True else f"{name} {_written(value)}" for name, value in options.items()]
     return " ".join([".venv/bin/python", prog, *words])
+
+
+def _written(value: object) -> str:
+    """As it is typed in a shell; several numbers one after the other."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def digits(value: float) -> str:
