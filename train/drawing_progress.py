@@ -1,6 +1,6 @@
 """Progress of drawing: a bar with pictures finished, tokens/s and time left; without a terminal a line now and then."""
 
-import time
+from time import monotonic
 from types import TracebackType
 
 from rich.console import Console
@@ -25,13 +25,15 @@ class DrawingProgress:
         self._bar: Progress | None = None
 
     def __enter__(self) -> "DrawingProgress":
-        self._started = self._told = time.monotonic()
+        self._started = self._told = monotonic()
         if self._console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[shown]}"))
             self._bar = Progress(
                 *columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self._console
             )
-            self._task = self._bar.add_task(self.what, total=self._total or self.pictures, shown=self.shown)
+            self._task = self._bar.add_task(
+                self.what, total=self._total or self.pictures, shown=self._shown(self._started)
+            )
             self._bar.start()
         return self
 
@@ -48,20 +50,19 @@ class DrawingProgress:
             self.finished += 1
         else:
             return
-        now = time.monotonic()
+        now = monotonic()
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done * (self._total or self.pictures), shown=self.shown)
+            self._bar.update(self._task, completed=self._done * (self._total or self.pictures), shown=self._shown(now))
         elif now - self._told >= SECONDS_BETWEEN_LINES:
             self._told = now
             left = ""
             if self._done:
                 left = f", {duration((now - self._started) * (1 / self._done - 1))} left"
-            self._console.print(f"{self.what}: {self.shown}{left}", highlight=False, soft_wrap=True)
+            self._console.print(f"{self.what}: {self._shown(now)}{left}", highlight=False, soft_wrap=True)
 
-    @property
-    def shown(self) -> str:
+    def _shown(self, now: float) -> str:
         """Pictures finished of all, and tokens a second since the start."""
-        rate = self.written / max(time.monotonic() - self._started, 1e-9)
+        rate = self.written / max(now - self._started, 1e-9)
         return f"{self.finished:,} of {self.pictures:,} pictures, {rate:,.0f} tokens/s"
 
     @property

@@ -1,0 +1,171 @@
+"""What people ask for: prompts as training wrote documents, ranking by the plain formula, and the laws of pairs."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from made_samplers import some_codes, tiny_sampler, words
+
+from omnigram.model.generation import Block, Event, Finished, Sampler, Sampling, tasks
+from omnigram.model.generation.ranking import best_of, words_given_picture
+from omnigram.tokenizers.vocabulary import TEXT
+
+SIZE = (2, 3)
+PAIRS = [("red apple", some_codes(0, 2, 3)), ("plum", some_codes(1, 2, 3)), ("a pear", some_codes(2, 3, 2))]
+
+
+@pytest.fixture(scope="module")
+def sampler() -> Sampler:
+    return tiny_sampler()
+
+
+def test_examples_stand_before_as_a_page_of_training_has_them(sampler: Sampler) -> None:
+    prompt = tasks.to_draw(sampler, "green", size=SIZE, examples=PAIRS[:2])
+    written = sampler.writer.write(prompt.segments)
+    text = [np.array(words().encode(name)) for name in ("red apple", "plum", "green")]
+    blocks = [("image", codes) for _, codes in PAIRS[:2]] + [("image", np.zeros(SIZE, dtype=int))]
+    document = sampler.grammar.write(
+        [part for pair in zip(((TEXT, t) for t in text), blocks, strict=True) for part in pair]
+    )
+    first_code = np.flatnonzero(document == sampler.vocabulary.id("img"))[-1] + 1
+    np.testing.assert_array_equal(written, document[:first_code])
+
+
+@torch.no_grad()
+def test_words_given_a_picture_are_those_of_a_plain_forward(sampler: Sampler) -> None:
+    vocabulary = sampler.vocabulary
+    columns = torch.tensor([vocabulary.id("eos"), *vocabulary.ids(TEXT)])
+    for (text, codes), found in zip(PAIRS, words_given_picture(sampler, PAIRS), strict=True):
+        ids = sampler.writer.write([Block(codes), text], close=True)
+        start = len(sampler.writer.write([Block(codes)]))
+        logits = sampler.model(torch.from_numpy(ids)[None]).logits[0]
+        expected = 0.0
+        for place in range(start, len(ids)):
+            allowed = logits[place - 1, columns].log_softmax(0)
+            expected -= float(allowed[columns == ids[place]])
+        assert found == pytest.approx(expected, abs=1e-8)
+
+
+def test_the_best_of_k_is_the_one_whose_words_are_likeliest(sampler: Sampler) -> None:
+    candidates = tasks.draw(sampler, ["red apple", "plum"], 6, size=SIZE, seed=5)
+    names = ["red apple"] * 6 + ["plum"] * 6
+    nats = words_given_picture(sampler, list(zip(names, candidates, strict=True)))
+    expected = [int(np.argmin(nats[start : start + 3])) + start for start in range(0, 12, 3)]
+    assert best_of(sampler, ["red apple"] * 2 + ["plum"] * 2, candidates, 3) == expected
+    assert len({number % 3 for number in expected}) > 1
+    kept = tasks.draw(sampler, ["red apple", "plum"], 2, size=SIZE, seed=5, best=3)
+    assert np.array_equal(kept, [candidates[number] for number in expected])
+    with pytest.raises(ValueError, match="5 pictures for 2 prompts: best of 3 takes 3 for each"):
+        best_of(sampler, ["a", "b"], candidates[:5], 3)
+
+
+@pytest.mark.parametrize("words_first", [True, False])
+def test_a_pair_is_words_and_one_picture_in_the_order_asked_for(words_first: bool) -> None:
+    counts = []
+    for seed in range(5):
+        made = tiny_sampler(seed=seed)
+        prompt = tasks.to_joint(made, size=SIZE, words_first=words_first, max_tokens=7)
+        samples = made.sample(tasks.seeded(prompt, range(20)))
+        for sample in samples:
+            kinds = [modality for modality, _ in made.grammar.read(sample.ids)]
+            assert kinds == (["text", "image"] if words_first else ["image", "text"])
+            parts = dict(made.grammar.read(sample.ids))
+            assert parts["image"].shape == SIZE
+            counts.append(len(parts["text"]))
+        pairs = tasks.joint(made, 20, size=SIZE, words_first=words_first, max_tokens=7)
+        assert [text for text, _ in pairs] == [sample.text for sample in samples]
+        assert len({codes.tobytes() for _, codes in pairs}) > 15
+    assert set(counts) <= set(range(1, 8))
+    assert len(set(counts)) > 2
+
+
+def test_a_picture_that_comes_first_follows_the_model() -> None:
+    """All nine pictures of two codes of three, by their probabilities from plain forwards."""
+    made = tiny_sampler(codebook_size=3)
+    first = tasks.to_joint(made, size=(1, 2), words_first=False, max_tokens=3)
+    counts = np.zeros((3, 3))
+    for sample in made.sample(tasks.seeded(first, range(600)), batch_size=300):
+        counts[tuple(sample.blocks()[0][0])] += 1
+    with torch.no_grad():
+        begun = made.writer.write([Block((), size=(1, 2))])
+        codes = torch.from_numpy(made.vocabulary.ids("image"))
+        one = made.model(torch.from_numpy(begun)[None]).logits[0, -1, codes].softmax(0)
+        both = np.zeros((3, 3))
+        for left in range(3):
+            ids = torch.tensor([[*begun, int(codes[left])]])
+            both[left] = one[left] * made.model(ids).logits[0, -1, codes].softmax(0)
+    assert ((counts - 600 * both) ** 2 / (600 * both)).sum() < 26.1  # chi-square, 8 degrees of freedom, p = .001
+
+
+def test_where_nothing_comes_before_the_likeliest_is_not_taken_unless_asked_for() -> None:
+    greedy = {"image": Sampling(temperature=0, top_k=9), "text": Sampling(temperature=0)}
+    made = tiny_sampler(sampling=greedy)
+    assert tasks.unprompted(made, None, "image") == {"image": replace(greedy["image"], temperature=1.0)}
+    assert tasks.unprompted(made, greedy, "image") == greedy
+    assert tasks.unprompted(tiny_sampler(), None, "image") == {}
+    free = tasks.draw(made, None, 4, size=SIZE)
+    assert len({codes.tobytes() for codes in free}) > 1
+    same = tasks.draw(made, None, 4, size=SIZE, sampling=greedy)
+    assert len({codes.tobytes() for codes in same}) == 1
+    assert len({codes.tobytes() for codes in tasks.draw(made, "plum", 4, size=SIZE)}) == 1
+    assert len({text for text, _ in tasks.joint(made, 4, size=SIZE, max_tokens=5)}) > 1
+
+
+def test_a_caption_is_what_comes_last(sampler: Sampler) -> None:
+    picture = some_codes(5, 2, 2)
+    [plain] = tasks.caption(sampler, [picture], max_tokens=9)
+    [shown] = tasks.caption(sampler, [picture], max_tokens=9, examples=PAIRS[:1])
+    page = tasks.page(sampler, [Block(PAIRS[0][1]), PAIRS[0][0], Block(picture)], blocks=0, max_tokens=9,
+                      sampling={"text": tasks.GREEDY})  # fmt: skip
+    assert shown == tasks.last_text(page[0])
+    assert shown != plain
+    assert "red apple" not in shown
+    stop = plain[1]
+    assert tasks.caption(sampler, [picture], max_tokens=9, stop=[stop]) == [plain[: plain.index(stop)]]
+
+
+def test_a_size_takes_only_the_room_that_it_needs(sampler: Sampler) -> None:
+    whole = sampler.grammar.blocks["image"].length(*SIZE)
+    limits = tasks.to_draw(sampler, "plum", size=SIZE).limits
+    assert limits["max_tokens"] == whole - 5 + 1  # boi 2 * 3 img are begun, eos follows
+    kept = tasks.to_complete(sampler, some_codes(0, 1, 3), size=SIZE).limits
+    assert kept["max_tokens"] == whole - 5 - 4 + 1  # three codes and eol
+
+
+def test_whoever_watches_is_told_of_each() -> None:
+    made, finished = tiny_sampler(), []
+
+    def watch(event: Event) -> None:
+        if isinstance(event, Finished):
+            finished.append(event.prompt)
+
+    tasks.draw(made, ["plum", "pear"], 2, size=SIZE, watch=watch)
+    tasks.joint(made, 1, size=SIZE, max_tokens=3, watch=watch)
+    tasks.caption(made, [some_codes(0, 2, 2)], max_tokens=3, watch=watch)
+    tasks.complete(made, some_codes(0, 1, 3), size=SIZE, watch=watch)
+    tasks.page(made, ["plum"], size=SIZE, blocks=1, watch=watch)
+    assert sorted(finished[:4]) == [0, 1, 2, 3]
+    assert finished[4:] == [0] * 4
+
+
+@pytest.mark.parametrize(
+    ("asked", "complaint"),
+    [
+        ({"words": " "}, "the prompt is empty"),
+        ({"words": "a", "best": 0}, "best of 0: of at least 1 sample"),
+        ({"words": None, "best": 2}, "best of 2 is judged by words: say in words what to draw"),
+        ({"words": None, "examples": PAIRS}, "examples show what words mean: say in words"),
+        ({"words": "a", "negative": "plum"}, "negative words 'plum' have no effect without guidance"),
+        ({"words": "a", "size": (12, 12)}, "a block of 12 x 12 codes makes a document of 167 tokens, and the context"),
+        ({"words": "a", "modality": "depth"}, "cannot draw 'depth': the model has image"),
+        ({"words": "apple " * 300}, "leaves no room in the context of 160"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_in_one_line(sampler: Sampler, asked: dict, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint) as fault:
+        tasks.draw(sampler, **{"size": SIZE, **asked})
+    assert "\n" not in str(fault.value)
+    guided = {"image": Sampling(guidance=2)}
+    with pytest.raises(ValueError, match="negative words lead away from words: say in words"):
+        tasks.draw(sampler, None, size=SIZE, negative="plum", sampling=guided)

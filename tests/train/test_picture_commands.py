@@ -1,0 +1,289 @@
+"""Pictures from the shell: each tells how it was drawn and is drawn again so; an interruption keeps what is there."""
+
+import io
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_export import made_export
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
+from rich.console import Console
+
+from omnigram.model.bundle import Omnigram
+from omnigram.model.generation import BlockRows, Event, Finished, Sample, Sampling, Tokens
+from omnigram.train.cli import main
+from omnigram.train.drawing_progress import DrawingProgress
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the exports `model`, `other`, `draft`, and `foreign` of another image tokenizer."""
+    folder = tmp_path_factory.mktemp("exports")
+    made_export(folder / "model")
+    made_export(folder / "other", seed=1)
+    made_export(folder / "foreign", image_seed=1)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def there(exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder, but for links to the exports and a picture."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OMNIGRAM_DEBUG", raising=False)
+    for folder in exports.iterdir():
+        (tmp_path / folder.name).symlink_to(folder)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)).save("shown.png")
+
+
+def model() -> Omnigram:
+    return Omnigram.from_pretrained("model")
+
+
+def pixels(file: str | Path) -> list[Any]:
+    with Image.open(file) as picture:
+        return np.array(picture.convert("RGB")).tolist()
+
+
+def record(file: str | Path) -> dict[str, Any]:
+    with Image.open(file) as picture:
+        assert isinstance(picture, PngImageFile)
+        inside = json.loads(picture.text["omnigram"])
+    assert inside == json.loads(Path(file).with_suffix(".json").read_text())
+    return inside
+
+
+def drawn(arguments: str) -> None:
+    assert main([*arguments.split(), "--model", "model"]) == 0
+
+
+def test_a_page_tells_how_it_was_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = "sample apple pear --style round -n 3 --seed 7 --top-k 5 --guidance-schedule 0:0,0.5:1 --size 16x24"
+    drawn(f"{arguments} --out deep/page.png")
+    assert capsys.readouterr().out == "deep/page.png\n"
+    assert sorted(os.listdir("deep")) == ["page.json", "page.png"]
+    told = record("deep/page.png")
+    assert told["command"] == "sample"
+    assert told["arguments"] == [*arguments.split()[1:], "--out", "deep/page.png", "--model", "model"]
+    words = ["apple, round"] * 3 + ["pear, round"] * 3
+    assert told["pictures"] == [{"words": text, "seed": seed} for text, seed in zip(words, [7, 8, 9] * 2, strict=True)]
+    assert (told["grid"], told["patch"], told["style"]) == ([2, 3], 8, "round")
+    own = model().card
+    settings = Sampling(**told["sampling"]["image"])
+    assert settings == Sampling(top_k=5, top_p=0.95, guidance=3.0, guidance_schedule=((0, 0), (0.5, 1)))
+    assert own.identities.items() < told["identities"].items()
+    assert {"weights", "revision", "versions", "created"} <= {*told, *told["identities"]}
+
+
+def test_separate_files_are_the_pictures_of_the_bundle(capsys: pytest.CaptureFixture[str]) -> None:
+    drawn("sample apple pear -n 2 --separate --out it.webp")
+    assert capsys.readouterr().out.split() == [f"it-{number}.webp" for number in range(1, 5)]
+    with Image.open("it-4.webp") as picture:
+        assert (picture.format, picture.size) == ("WEBP", (16, 16))
+    drawn("sample apple pear -n 2 --separate --seed 4 --out it.png")
+    for number, picture in enumerate(model().draw(["apple", "pear"], n=2, seed=4), 1):
+        assert pixels(f"it-{number}.png") == np.array(picture).tolist()
+        assert [one["seed"] for one in record(f"it-{number}.png")["pictures"]] == [4 + (number - 1) % 2]
+
+
+DRAWN = [
+    "sample apple pear -n 3 --temperature 0.9",
+    "sample apple -n 2 --min-p 0.1 --repetition-penalty 1.2 --guidance 2 --guidance-space log_softmax --negative pear",
+    "sample apple --example shown.png plum --example shown.png pear --picture-guidance 2",
+    "sample apple pear -n 2 --best-of 4 --seed 3 --separate",
+    "sample --unconditional -n 2 --separate",
+    "complete shown.png --rows 1 --words apple -n 3",
+    "joint -n 3 --max-tokens 6",
+    "joint -n 2 --max-tokens 6 --picture-first --words-temperature 0.5 --separate",
+]
+
+
+@pytest.mark.parametrize("arguments", DRAWN)
+def test_a_picture_is_drawn_again_from_its_record(arguments: str) -> None:
+    """In another batch, with guesses ahead, and from either of its two records."""
+    drawn(f"{arguments} --out first.png")
+    file = sorted(Path().glob("first*.png"))[-1]
+    assert (len(record(file)["pictures"]) == 1) == ("--separate" in arguments or "--example" in arguments)
+    os.rename("shown.png", "gone.png")  # nothing but the record is needed
+    drawn(f"again {file} --batch-size 1 --speculation jacobi --window 2 --out second.png")
+    assert pixels("second.png") == pixels(file)
+    assert record("second.png")["pictures"] == record(file)["pictures"]
+    drawn(f"again {file.with_suffix('.json')}")
+    assert pixels(file.with_stem(f"{file.stem}-again")) == pixels(file)
+
+
+def test_best_of_keeps_the_seed_that_the_bundle_keeps() -> None:
+    drawn("sample apple pear --best-of 5 -n 2 --separate --out best.png")
+    seeds = [record(f"best-{number}.png")["pictures"][0]["seed"] for number in range(1, 5)]
+    assert [0 <= seed < 5 for seed in seeds] == [True, False, True, False]
+    assert len({seed % 5 for seed in seeds}) > 1
+    for number, picture in enumerate(model().draw(["apple", "pear"], n=2, best_of=5), 1):
+        assert pixels(f"best-{number}.png") == np.array(picture).tolist()
+
+
+def test_pairs_are_those_of_the_bundle() -> None:
+    drawn("joint -n 3 --max-tokens 6 --separate --seed 2")
+    for number, (words, picture) in enumerate(model().joint(3, max_tokens=6, seed=2), 1):
+        assert pixels(f"joint-{number}.png") == np.array(picture).tolist()
+        assert record(f"joint-{number}.png")["pictures"] == [{"words": words.strip(), "seed": 1 + number}]
+
+
+def test_guesses_of_a_smaller_model_change_nothing() -> None:
+    drawn("sample apple -n 3 --out plain.png")
+    drawn("sample apple -n 3 --out drafted.png --speculation draft --draft other --draft-length 2")
+    assert pixels("plain.png") == pixels("drafted.png")
+
+
+class Interrupted(DrawingProgress):
+    """Ctrl-C as soon as so many pictures are finished."""
+
+    after = 0
+
+    def __call__(self, event: Event) -> None:
+        super().__call__(event)
+        if self.finished == self.after:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("arguments", "after", "count", "files"),
+    [
+        ("sample apple pear -n 2 --batch-size 1", 3, "3 of 4", {"sample.png"}),
+        ("sample apple -n 3 --batch-size 1 --separate", 2, "2 of 3", {"sample-1.png", "sample-2.png"}),
+        ("sample apple -n 3 --best-of 2 --batch-size 1", 3, "1 of 3", {"sample.png"}),
+        ("complete shown.png --rows 1 -n 2 --batch-size 1", 1, "1 of 2", {"complete.png"}),
+        ("joint -n 2 --max-tokens 4 --batch-size 1", 1, "1 of 2", {"joint.png"}),
+        ("sample apple -n 3", 0, "0 of 3", set()),
+    ],
+)
+def test_an_interruption_keeps_what_is_finished(
+    arguments: str,
+    after: int,
+    count: str,
+    files: set[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = set(os.listdir())
+    with monkeypatch.context() as patch:
+        patch.setattr("omnigram.train.drawing.DrawingProgress", Interrupted)
+        patch.setattr(Interrupted, "after", after)
+        assert main([*arguments.split(), "--model", "model"]) == 130
+    shown = capsys.readouterr()
+    assert shown.err == f"omnigram: interrupted; {count} pictures were finished and saved\n"
+    assert set(shown.out.split()) == files
+    assert set(os.listdir()) - before == {name for file in files for name in (file, file.replace(".png", ".json"))}
+    for file in files:
+        drawn(f"again {file} --out again.png")
+        assert pixels("again.png") == pixels(file)
+
+
+def test_nothing_half_written_is_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(os.listdir())
+
+    def save(self: Image.Image, stream: Any, **options: Any) -> None:
+        stream.write(b"half a picture")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    assert main(["sample", "apple", "--model", "model"]) == 130
+    assert capsys.readouterr().err == "omnigram: interrupted\n"
+    assert sorted(os.listdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("sample apple --style flt", "unknown style 'flt', did you mean flat?"),
+        ("sample apple --top-p 2", "top_p 2.0 must be above 0 and at most 1"),
+        ("sample apple --top-k -1", "top_k -1 must be a whole number, 0 for all ids"),
+        ("sample apple --temperature -1", "temperature -1.0 must be 0 (the likeliest id) or more"),
+        ("sample apple --temperature 0 --top-p 0.5", "--top-p 0.5 has no effect at temperature 0"),
+        ("sample apple --guidance 1 --guidance-schedule 0:1", "guidance_schedule has no effect without guidance"),
+        ("sample apple --guidance 1 --negative pear", "--negative has no effect without guidance: set --guidance"),
+        ("sample apple --best-of 2 --temperature 0", "--best-of 2: at temperature 0 all samples are the same"),
+        (
+            "sample apple --size 80x80",
+            "a document of 121 tokens, and the context of the model is 96: choose a",
+        ),
+        ("sample apple --size 20x20", "20 x 20 pixels: sides must be multiples of 8"),
+        ("joint --size 80x80", "10 x 10 codes makes a document of 121 tokens"),
+        ("joint --max-tokens 0", "max_tokens 0 of the words must be 1 or more"),
+        ("joint --words-temperature 0 --words-top-k 2", "--words-top-k 2 has no effect at temperature 0"),
+        ("complete shown.png --rows 2", "rows 2 must be from 1 to 1"),
+        ("caption shown.png --top-k 3", "--top-k 3 has no effect at temperature 0"),
+        ("sample apple --speculation jacobi --window 0", "window 0 must be 1 code or more"),
+        ("sample apple --speculation draft --draft other --draft-length 0", "length 0 must be 1 code or more"),
+        ("sample apple --speculation draft --draft foreign", "--draft foreign has image "),
+        ("sample apple --speculation draft --draft nowhere", "nowhere is not an export of Omnigram"),
+        ("sample apple --example none.png pear", "none.png: No such file or directory"),
+        ("again shown.png", "shown.png has no record of how it was drawn, in itself or in shown.json beside it"),
+        ("again none.png", "none.png: No such file or directory"),
+        ("again words.txt", "words.txt has no record of how it was drawn"),
+        ("again broken.json", "broken.json: the record does not tell how it was drawn: "),
+        ("again later.json", "later.json: format_version 9, this Omnigram reads 1"),
+        ("sample apple --out taken.png", "its record would overwrite taken.json, which is no record of a drawing"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("words.txt").write_text("no picture")
+    Path("taken.json").write_text("{}")
+    Path("broken.json").write_text('{"format": "omnigram-drawing", "format_version": 1, "command": "sample"}')
+    Path("later.json").write_text('{"format": "omnigram-drawing", "format_version": 9}')
+    before = sorted(os.listdir())
+    assert main([*arguments.split(), "--model", "model"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("omnigram: ")
+    assert shown.err.count("\n") == 1
+    assert message in shown.err
+    assert sorted(os.listdir()) == before
+
+
+def test_top_k_0_is_all_and_the_model_that_drew_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    drawn("sample apple --top-k 0 --out a.png")
+    drawn("sample apple --out b.png")
+    assert pixels("a.png") == pixels("b.png")
+    assert main(["again", "a.png", "--model", "other"]) == 2
+    assert "a.png was drawn by model with weights " in capsys.readouterr().err
+    assert not Path("a-again.png").exists()
+
+
+def test_the_likeliest_of_several_is_warned_of(recwarn: pytest.WarningsRecorder) -> None:
+    with pytest.warns(UserWarning, match="all pictures of a prompt will be the same; set --temperature"):
+        drawn("sample apple -n 2 --temperature 0")
+    drawn("sample apple -n 1 --temperature 0")
+    assert not recwarn.list
+
+
+def test_progress_is_a_line_now_and_then_without_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made_progress(monkeypatch)
+    assert capsys.readouterr().err.splitlines() == [
+        "omnigram sample: 1 of 2 pictures, 40 tokens/s, 0 min 20 s left",
+    ]
+
+
+def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    terminal = Console(file=shown, force_terminal=True, width=120)
+    monkeypatch.setattr("omnigram.train.drawing_progress.Console", lambda stderr: terminal)
+    made_progress(monkeypatch)
+    assert "omnigram sample" in shown.getvalue()
+    assert "1 of 2 pictures, 40 tokens/s" in shown.getvalue()
+
+
+def made_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture of two is drawn, of 1,000 ids each; ten seconds go by whenever the clock is looked at."""
+    clock = itertools.count(step=10)
+    monkeypatch.setattr("omnigram.train.drawing_progress.monotonic", lambda: float(next(clock)))
+    with DrawingProgress("omnigram sample", 2, 1000) as progress:
+        for written in (600, 600):
+            progress(Tokens(0, (1,) * written, ""))
+            progress(BlockRows(0, 0, "image", np.zeros((1, 2), dtype=np.int64), (2, 2)))
+        progress(Finished(0, Sample((), np.zeros(0, dtype=np.int64), 0)))
