@@ -27,8 +27,12 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "words_to_picture picture_to_words page text image prefetch z_loss validation_documents sample_pictures "
         "num_experts balance_loss_weight temperature top_k pad_token_id bos_token_id eos_token_id",
     ),
-    ("above 0", lambda n: n > 0, "eps gradient_clip rope_theta rms_norm_eps initializer_range"),
-    ("from 0 to 1", lambda n: 0 <= n <= 1, "max_skipped final_ratio ema_decay caption_dropout"),
+    (
+        "above 0",
+        lambda n: n > 0,
+        "eps gradient_clip rope_theta rms_norm_eps initializer_range repetition_penalty",
+    ),
+    ("from 0 to 1", lambda n: 0 <= n <= 1, "max_skipped final_ratio ema_decay caption_dropout min_p"),
     (
         "at least 0 and less than 1",
         lambda n: 0 <= n < 1,
@@ -38,7 +42,7 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("above 0 and at most 1", lambda n: 0 < n <= 1, "top_p"),
     ("from 0.98 to 1", lambda n: 0.98 <= n <= 1, "character_coverage"),
     ("from 0 to 4294967295", lambda n: 0 <= n < 2**32, "seed"),  # what every generator of random numbers takes
-    ("a finite number", lambda n: True, "guidance"),
+    ("a finite number", lambda n: True, "guidance picture_guidance"),
 )
 
 

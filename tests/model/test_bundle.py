@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from omnigram.model.bundle import Omnigram
 from omnigram.model.card import Card
+from omnigram.model.generation import Jacobi, Prompt, tasks
 from omnigram.model.register import register
 
 
@@ -65,12 +66,14 @@ def test_completing_keeps_the_rows_asked_for(monkeypatch: pytest.MonkeyPatch) ->
         return shown(codes)
 
     monkeypatch.setattr(omnigram, "pictures", pictures)
-    assert omnigram.complete(square, rows=2, words="red apple", seed=1).size == (24, 24)
+    first, second = omnigram.complete(square, rows=2, words="red apple", n=2, seed=1)
+    assert first.size == second.size == (24, 24)
     omnigram.complete(square, rows=1, seed=2)
     codes = omnigram.codes(square)
-    assert np.array_equal(seen[0][:2], codes[:2])
-    assert np.array_equal(seen[1][:1], codes[:1])
-    assert not np.array_equal(seen[1], codes)
+    assert all(np.array_equal(one[:2], codes[:2]) for one in seen[:2])
+    assert not np.array_equal(seen[0], seen[1])
+    assert np.array_equal(seen[2][:1], codes[:1])
+    assert not np.array_equal(seen[2], codes)
 
 
 def test_a_page_is_text_and_pictures() -> None:
@@ -80,12 +83,68 @@ def test_a_page_is_text_and_pictures() -> None:
     assert isinstance(page[-1], Image.Image)
 
 
+def test_examples_are_worded_in_the_style_they_name_or_that_is_asked_for() -> None:
+    omnigram, picture = tiny_export(), random_picture(24, 24)
+    assert CARD.example("plum, twemoji", "openmoji") == "plum, twemoji"
+    assert CARD.example("plum", "twemoji") == "plum, twemoji"
+    assert CARD.example("plum", None) == "plum, openmoji"
+    assert Card().example("plum", None) == "plum"
+    examples = [("plum, twemoji", picture), ("pear", random_picture(24, 24, 1))]
+    [drawn] = omnigram.draw("red apple", "openmoji", examples=examples, seed=3)
+    parts = [tasks.Block(omnigram.codes(shown)) for _, shown in examples]
+    page = ["plum, twemoji", parts[0], "pear, openmoji", parts[1], "red apple, openmoji", tasks.Block((), size=(3, 3))]
+    prompt = Prompt(tuple(page), {"text": False, "max_blocks": 0}, 3)
+    [sample] = omnigram.sampler.sample([prompt])
+    assert omnigram.pictures([sample.blocks()[-1]]) == [drawn]
+    assert omnigram.caption(picture, max_tokens=6) != omnigram.caption(picture, max_tokens=6, examples=examples[1:])
+
+
+def test_pairs_and_pictures_of_no_words() -> None:
+    omnigram = tiny_export()
+    for words_first in (True, False):
+        pairs = omnigram.joint(2, words_first=words_first, max_tokens=4, size=(16, 32))
+        assert all(words and picture.size == (32, 16) for words, picture in pairs)
+    assert [picture.size for picture in omnigram.draw(None, n=2)] == [(24, 24)] * 2
+
+
+def test_a_score_is_of_the_document_as_it_stands() -> None:
+    omnigram, picture = tiny_export(), random_picture(24, 24)
+    found = omnigram.score(["red apple", picture])
+    pieces = ["red apple", tasks.Block(omnigram.codes(picture))]
+    assert found.ids.tolist() == omnigram.sampler.writer.write(pieces, close=True).tolist()
+    assert (found.nats[~found.chosen] == 0).all()
+    assert (found.nats[found.chosen] > 0).all()
+    assert found.chosen.sum() < len(found.ids) - 5  # marks and row ends are forced
+
+
+def test_a_picture_begun_is_grey_below() -> None:
+    omnigram, codes = tiny_export(), np.arange(9).reshape(3, 3)
+    whole, begun = omnigram.codec.picture_begun(codes, (3, 3)), omnigram.codec.picture_begun(codes[:2], (3, 3))
+    assert whole == omnigram.codec.picture(codes)
+    assert begun.size == whole.size == (24, 24)
+    assert (np.array(begun)[16:] == 225).all()
+    assert np.array_equal(np.array(begun)[:16], np.array(omnigram.codec.picture(codes[:2])))
+    assert (np.array(omnigram.codec.picture_begun(np.zeros((0, 3), int), (3, 3))) == 225).all()
+    with pytest.raises(ValueError, match=r"rows of codes \(2, 3\) do not begin a picture of 3 x 4 codes"):
+        omnigram.codec.picture_begun(codes[:2], (3, 4))
+
+
+def test_an_export_takes_its_way_to_guess_ahead(export: Path) -> None:
+    plain = Omnigram.from_pretrained(export)
+    ahead = Omnigram.from_pretrained(export, speculation=Jacobi(2))
+    assert ahead.draw("red apple", n=2, seed=5) == plain.draw("red apple", n=2, seed=5)
+    assert ahead.sampler.statistics.guessed > 0
+    assert plain.sampler.statistics.guessed == 0
+
+
 @pytest.mark.parametrize(
     ("request_", "complaint"),
     [
         (lambda o: o.draw("apple", "openmojis"), "unknown style 'openmojis', did you mean openmoji?"),
         (lambda o: o.draw("apple", "zzz"), "unknown style 'zzz', did you mean openmoji or twemoji?"),
         (lambda o: o.draw("  "), "the prompt is empty"),
+        (lambda o: o.draw(None, "openmoji"), "style 'openmoji' belongs to words"),
+        (lambda o: o.draw("apple", size=(160, 160)), "20 x 20 codes makes a document of 431 tokens, and the context"),
         (lambda o: o.draw("apple " * 300), "leaves no room in the context of 160"),
         (lambda o: o.draw("apple", size=(24, 20)), "24 x 20 pixels: sides must be multiples of 8"),
         (lambda o: o.complete(random_picture(24, 24), rows=3), "rows 3 must be from 1 to 2"),

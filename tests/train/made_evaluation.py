@@ -22,7 +22,7 @@ from omnigram.model.card import Card
 from omnigram.model.codec import Codec
 from omnigram.model.configuration import OmnigramConfig
 from omnigram.model.decoder import OmnigramForCausalLM
-from omnigram.model.generation import Block, Prompt, Sample, Sampler, Sampling
+from omnigram.model.generation import Block, Prompt, Sample, Sampler, Sampling, Watch
 from omnigram.tokenizers.image import ImageTokenizer
 from omnigram.tokenizers.text import TextTokenizer
 from omnigram.tokenizers.vocabulary import Vocabulary
@@ -131,7 +131,11 @@ class Oracle(Sampler):
     wrong: Mapping[str, str] = {}
 
     def sample(
-        self, prompts: Sequence[Prompt], sampling: Mapping[str, Sampling] | None = None, batch_size: int = 64
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Mapping[str, Sampling] | None = None,
+        batch_size: int = 64,
+        watch: Watch | None = None,
     ) -> list[Sample]:
         answers = {f"{name}, {style}": codes_of(name, style) for name in NAMES for style in STYLES}
         samples = []

@@ -7,21 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
-from PIL import Image
 
 from omnigram.data.document import Document, Segment
 from omnigram.data.shards import write_shard
-from omnigram.model.bundle import Omnigram
-from omnigram.model.card import Card
-from omnigram.model.generation.choice import Sampling
 from omnigram.train import pretrain, shards
 from omnigram.train.cli import STEPS, main
 
-COMMANDS = (*STEPS, "sweep", "sample", "caption", "complete", "validate", "version")
+COMMANDS = (*STEPS, "sweep", "sample", "complete", "joint", "again", "caption", "score", "validate", "version")
 
 
 @pytest.fixture(autouse=True)
@@ -71,10 +66,38 @@ def test_every_command_has_help_with_examples(command: str, capsys: pytest.Captu
         (["evaluate", "evaluate.run=nowhere"], "nowhere is no finished run (metrics.json is missing)"),
         (["data", "data=folder"], "data=folder needs data.name=… and data.source.path=…"),
         (["data", "data=folder", "data.name=a", "data.source.path=nowhere"], "nowhere"),
-        (["sample"], "the following arguments are required: WORDS"),
+        (["sample"], "nothing to draw: give WORDS, or --unconditional"),
+        (["sample", "a", "--unconditional"], "WORDS and --unconditional contradict each other"),
+        (["sample", "--unconditional", "--best-of", "3"], "--best-of has no effect with --unconditional"),
+        (["sample", "--unconditional", "--style", "b"], "--style has no effect with --unconditional"),
+        (["sample", "--unconditional", "--guidance", "2"], "--guidance has no effect with --unconditional"),
+        (["sample", "--unconditional", "--example", "a", "b"], "--example has no effect with --unconditional"),
         (["sample", " "], "the prompt is empty"),
         (["sample", "a", "-n", "0"], "-n 0 must be 1 or more"),
+        (["sample", "a", "--best-of", "0"], "--best-of 0 must be 1 or more"),
+        (["sample", "a", "--batch-size", "0"], "--batch-size 0 must be 1 or more"),
         (["sample", "a", "--seed", "-1"], "--seed -1 must be 0 or more"),
+        (["sample", "a", "--window", "4"], "--window has no effect without --speculation jacobi"),
+        (["sample", "a", "--draft", "b"], "--draft has no effect without --speculation draft"),
+        (
+            ["sample", "a", "--speculation", "jacobi", "--draft-length", "2"],
+            "--draft-length has no effect without --speculation draft",
+        ),
+        (["sample", "a", "--speculation", "draft"], "a smaller model: name its export with --draft"),
+        (["sample", "a", "--guidance-schedule", "1"], "'1' is no schedule: write place:share"),
+        (["sample", "a", "--picture-guidance", "2"], "--picture-guidance has no effect without --example"),
+        (["complete", "a.png"], "the following arguments are required: --rows"),
+        (["complete", "a.png", "--rows", "0"], "--rows 0 must be 1 or more"),
+        (["complete", "a.png", "--rows", "1", "--style", "b"], "--style has no effect without --words"),
+        (["complete", "a.png", "--rows", "1", "--guidance", "2"], "--guidance has no effect without --words"),
+        (["joint", "--picture-first", "--guidance", "2"], "--guidance has no effect with --picture-first"),
+        (["joint", "a"], "unknown option 'a' of joint"),
+        (["caption", "a.png", "--max-tokens", "1"], "--max-tokens 1 must be 2 or more"),
+        (["score", "a.json", "b"], "a.json is a whole document: score it alone"),
+        (["score", " "], "a segment is empty"),
+        (["score", "none.png"], "none.png: No such file or directory"),
+        (["score", "words.png"], "words.png: picture cannot be decoded: unknown format"),
+        (["score", "none.json"], "none.json: No such file or directory"),
         (["sample", "a", "-n", "few"], "invalid int value: 'few'"),
         (["sample", "a", "--size", "big"], "'big' is no size: write height x width"),
         (["sample", "a", "--stile", "b"], "did you mean --style"),
@@ -95,7 +118,6 @@ def test_every_command_has_help_with_examples(command: str, capsys: pytest.Captu
         (["sample", "a", "--model", ".", "--device", "tpu"], "device='tpu' is unknown"),
         (["caption", "none.png"], "none.png: No such file or directory"),
         (["caption", "words.png"], "words.png: picture cannot be decoded: unknown format"),
-        (["complete", "words.png"], "the following arguments are required: --rows"),
         (["validate", "nowhere"], "nowhere is neither a data set's folder nor a shard"),
         (["version", "x"], "unknown option 'x' of version"),
     ],
@@ -217,80 +239,6 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert shown.startswith("omnigram ")
     assert "\ntorch " in shown
-
-
-class Drawn:
-    """Stands for a trained model: remembers what it is asked for, and draws squares."""
-
-    asked: ClassVar[list[tuple[Any, ...]]] = []
-    card = Card(prompt_template="{caption}, {style}", styles=("twemoji", "openmoji"))
-    sampler = SimpleNamespace(sampling={"image": Sampling(top_k=5, guidance=3.0), "text": Sampling()})
-
-    def draw(self, words: list[str], style: str | None, n: int, *, size: Any, seed: int, sampling: Any) -> list[Any]:
-        texts = [self.card.prompt(text, style) for text in words]
-        self.asked.append((texts, n, size, seed, sampling))
-        return [Image.new("RGB", (64, 64), (i, 0, 0)) for i in range(n * len(words))]
-
-    def caption(self, picture: Image.Image) -> str:
-        return "x".join(map(str, picture.size))
-
-    def complete(
-        self, picture: Image.Image, rows: int, words: str | None, style: str | None, *, seed: int, sampling: Any
-    ) -> Image.Image:
-        self.asked.append((rows, words, style, seed, sampling))
-        return picture
-
-
-@pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """What the model is asked for."""
-    monkeypatch.setattr(Omnigram, "from_pretrained", lambda folder, *, device: Drawn())
-    monkeypatch.setattr(Drawn, "asked", [])
-    return Drawn.asked
-
-
-def test_sample_writes_a_sheet(model: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["sample", "a red apple", "--style", "openmoji", "-n", "8", "--out", "deep/apple.png", "--model", "m"]
-    assert main([*arguments, "--seed", "3", "--size", "64x128", "--temperature", "0.5", "--top-p", "0.9"]) == 0
-    assert capsys.readouterr().out == "deep/apple.png\n"
-    sampling = {"image": Sampling(temperature=0.5, top_k=5, top_p=0.9, guidance=3.0)}
-    assert model == [(["a red apple, openmoji"], 8, (64, 128), 3, sampling)]
-    with Image.open("deep/apple.png") as sheet:
-        assert sheet.format == "PNG"
-        assert sheet.width > 3 * 128 > sheet.width // 2
-    assert os.listdir("deep") == ["apple.png"]
-
-
-def test_sample_writes_single_files_and_several_prompts(
-    model: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["sample", "cat", "dog", "-n", "2", "--separate", "--out", "it.webp", "--model", "m"]) == 0
-    assert capsys.readouterr().out.split() == ["it-1.webp", "it-2.webp", "it-3.webp", "it-4.webp"]
-    with Image.open("it-4.webp") as picture:
-        assert (picture.format, picture.size) == ("WEBP", (64, 64))
-    assert model == [(["cat, twemoji", "dog, twemoji"], 2, None, 0, None)]
-    assert main(["sample", "cat", "dog", "-n", "3", "--model", "m"]) == 0
-    with Image.open("sample.png") as sheet:
-        assert sheet.height > 2 * (128 + 13)  # a captioned row for each prompt
-
-
-def test_an_unknown_style_is_one_line(model: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sample", "cat", "--style", "openmojy", "--model", "m"]) == 2
-    assert capsys.readouterr().err == "omnigram: unknown style 'openmojy', did you mean openmoji?\n"
-    assert main(["sample", "cat", "--top-p", "2", "--model", "m"]) == 2
-    assert capsys.readouterr().err == "omnigram: top_p 2.0 must be above 0 and at most 1\n"
-
-
-def test_caption_and_complete(model: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]) -> None:
-    Image.new("RGBA", (20, 30)).save("a.png")
-    Image.new("L", (40, 30)).save("b.jpg")
-    assert main(["caption", "a.png", "--model", "m"]) == 0
-    assert main(["caption", "a.png", "b.jpg", "--model", "m"]) == 0
-    assert capsys.readouterr().out == "20x30\na.png: 20x30\nb.jpg: 40x30\n"
-    assert main(["complete", "a.png", "--rows", "4", "--words", "cat", "--model", "m"]) == 0
-    assert model == [(4, "cat", None, 0, None)]
-    with Image.open("complete.png") as picture:
-        assert picture.size == (20, 30)
 
 
 def test_the_command_itself() -> None:
