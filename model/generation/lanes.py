@@ -66,7 +66,8 @@ class Lanes:
         """Ends a lane; the last one moves into its slot."""
         last = self._lanes.pop()
         if last is not lane:
-            self._store.copy(last.slot, [lane.slot], last.length)
+            if last.length:  # a new lane has no keys, and perhaps no room in the store until it is fed
+                self._store.copy(last.slot, [lane.slot], last.length)
             last.slot = lane.slot
             self._lanes[lane.slot] = last
 
