@@ -91,10 +91,10 @@ class Engine:
                 statistics.confirmed += kept - 1
                 target.hold(row, hold)
                 guesser.learn(row, ids, kept, hold)
-            if row.done:
-                target.drop(row)
-                if guesser is not None:
-                    guesser.drop(row)
+        done = [row for row in live if row.done]
+        target.drop(done)
+        if guesser is not None:
+            guesser.drop(done)
 
     def _answer(self, predictor: Predictor, asked: Sequence[tuple[Row, Choice]]) -> list[int]:
         """The id chosen at each choice."""
@@ -103,7 +103,8 @@ class Engine:
             groups[choice.allowed].append(number)
         answers = [0] * len(asked)
         for allowed, numbers in groups.items():
-            setting, members = self._settings[allowed.modality or TEXT], [asked[number] for number in numbers]
+            modality = allowed.modality or next(iter(allowed.begun), TEXT)  # marks and sizes are drawn as text is
+            setting, members = self._settings[modality], [asked[number] for number in numbers]
             logits, ids = predictor.logits(members, allowed), predictor.head.ids(allowed)
             if setting.repetition_penalty != 1:
                 held = torch.zeros(len(members), self._vocabulary.size, dtype=torch.bool)

@@ -62,11 +62,12 @@ def guide(
     full, without, pictures: logits behind the whole document, behind none of it, and behind its pictures alone
     space: in which the branches are combined: "logits", or "log_softmax" over the ids allowed
     """
+    scale = scale.to(full)
+    plain: Bool[Tensor, "n 1"] = scale == 1
+    unguided = full
     if space == "log_softmax":
         full, without = full.log_softmax(1), without.log_softmax(1)
         pictures = None if pictures is None else pictures.log_softmax(1)
-    scale = scale.to(full)
-    plain: Bool[Tensor, "n 1"] = scale == 1
     if pictures is None:
         guided = without + scale * (full - without)
     else:
@@ -74,4 +75,4 @@ def guide(
         picture_scale = picture_scale.to(full)
         plain = plain & (picture_scale == 1)
         guided = without + picture_scale * (pictures - without) + scale * (full - pictures)
-    return torch.where(plain, full, guided)
+    return torch.where(plain, unguided, guided)

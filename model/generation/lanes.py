@@ -23,6 +23,7 @@ from ...tokenizers.vocabulary import Vocabulary
 from .cache import LaneCache, Store
 
 _MASKED = ("sdpa", "eager")  # attention implementations that take any mask
+_SPARE = 16  # places behind a lane's last for padding and guesses
 _SHARED = 16  # ids that different lanes must share for a forward of their own
 
 
@@ -50,7 +51,7 @@ class Lanes:
         self.model = model
         self._step = step or run
         self._lanes: list[Lane] = []
-        self._store = Store(model.config, lanes + 1, length, model.dtype, model.device)
+        self._store = Store(model.config, lanes + 1, length + _SPARE, model.dtype, model.device)
         if step is not None:
             self.open()  # a spare one: torch.compile would make another program for a single lane
 
@@ -138,7 +139,9 @@ class Lanes:
 
 def compiled() -> Step:
     """`run` through torch.compile: one program for one id a lane and one for several, whatever their numbers."""
-    step = torch.compile(run, dynamic=True)
+    # the step stays with one model in evaluation, so what torch.compile would check of its modules each time holds
+    options: Any = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+    step = torch.compile(run, dynamic=True, options=options)
 
     def call(*arguments: Any) -> Float[Tensor, "n t d"]:
         # two sizes that are equal once, such as lanes and ids, are not taken to be always equal

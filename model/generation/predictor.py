@@ -115,11 +115,12 @@ class Predictor:
             for branch in (held.full, *held.others.values()):
                 branch.lane.length = min(branch.lane.length, length + branch.shift)
 
-    def drop(self, row: Row) -> None:
-        """The row is done."""
-        if (held := self._held.pop(row, None)) is not None:
-            for branch in (held.full, *held.others.values()):
-                self._lanes.close(branch.lane)
+    def drop(self, rows: Iterable[Row]) -> None:
+        """The rows are done."""
+        helds = [self._held.pop(row) for row in rows if row in self._held]
+        lanes = [branch.lane for held in helds for branch in (held.full, *held.others.values())]
+        for lane in sorted(lanes, key=lambda lane: -lane.slot):  # the last need not be moved
+            self._lanes.close(lane)
 
     def _logits(
         self, asked: Sequence[tuple[Row, Choice]], allowed: Allowed, branch: str | None

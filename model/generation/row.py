@@ -152,8 +152,10 @@ class Row:
         return kept, hold
 
     def text(self, stop: int | None = None) -> str:
-        """What is written since the last block, or begin of the document; up to the id `stop`."""
+        """What is written between the last whole block, or begin of the document, and an open one; up to id `stop`."""
         start = self.spans[-1][1] if self.spans else 1
+        if self.block is not None:
+            stop = min(self.block.start, len(self.ids) if stop is None else stop)
         ids = [id_ for id_ in self.ids[start:stop] if self._writer.grammar.vocabulary.holds(TEXT, id_)]
         codes = self._writer.grammar.vocabulary.decode(TEXT, np.array(ids, dtype=np.int64))
         return self._writer.text_tokenizer.decode(codes.tolist())

@@ -117,6 +117,11 @@ class Sampler:
                     f"negative prompt {prompt.negative!r} has no effect without guidance: "
                     "set guidance to another number than 1"
                 )
+            if prompt.stop and prompt.limits.get("min_blocks"):
+                raise ValueError(
+                    f"stop words end a document, but min_blocks={prompt.limits['min_blocks']} more blocks have to "
+                    "come: give one of the two"
+                )
             key = (id(prompt.segments), id(prompt.limits), prompt.negative)
             if key not in made:
                 made[key] = self._begin(prompt)
@@ -125,11 +130,6 @@ class Sampler:
 
     def _begin(self, prompt: Prompt) -> Beginning:
         ids, spans = self.writer.write(prompt.segments), self.writer.spans(prompt.segments)
-        if prompt.stop and prompt.limits.get("min_blocks"):
-            raise ValueError(
-                f"stop words end a document, but min_blocks={prompt.limits['min_blocks']} more blocks have to come: "
-                "give one of the two"
-            )
         negative = self.writer.write([prompt.negative] if prompt.negative else ())
         begun = 0  # ids of a half-finished block, which follow the negative prompt as well
         if prompt.segments and isinstance(block := prompt.segments[-1], Block) and block.size is not None:

@@ -62,7 +62,8 @@ class Guesser(Protocol):
     def learn(self, row: Row, ids: Sequence[int], kept: int, hold: int) -> None:
         """ids: what the model answered at the choices of a row, of which `kept` were taken; see `Row.take`."""
 
-    def drop(self, row: Row) -> None: ...
+    def drop(self, rows: Sequence[Row]) -> None:
+        """Rows that are done."""
 
 
 class JacobiGuesser:
@@ -89,8 +90,9 @@ class JacobiGuesser:
     def learn(self, row: Row, ids: Sequence[int], kept: int, hold: int) -> None:
         self._left[row] = list(ids[kept:]) if row.block is not None else []
 
-    def drop(self, row: Row) -> None:
-        self._left.pop(row, None)
+    def drop(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self._left.pop(row, None)
 
 
 class DraftGuesser:
@@ -114,5 +116,5 @@ class DraftGuesser:
     def learn(self, row: Row, ids: Sequence[int], kept: int, hold: int) -> None:
         self._predictor.hold(row, hold)
 
-    def drop(self, row: Row) -> None:
-        self._predictor.drop(row)
+    def drop(self, rows: Sequence[Row]) -> None:
+        self._predictor.drop(rows)

@@ -24,15 +24,9 @@ class Teller:
 
     def tell(self) -> Iterator[Event]:
         row = self._row
-        text, new = "", tuple(row.ids[self._ids :])
-        self._ids = len(row.ids)
-        if row.block is None:
-            if self._text_of != len(row.spans):
-                self._text_of, self._characters = len(row.spans), 0
-            written = row.text().rstrip(_BROKEN)
-            text, self._characters = written[self._characters :], max(self._characters, len(written))
-        if new:
-            yield Tokens(row.number, new, text)
+        if new := tuple(row.ids[self._ids :]):
+            self._ids = len(row.ids)
+            yield Tokens(row.number, new, self._new_text())
         while self._blocks < len(row.spans):
             yield self._whole(*row.spans[self._blocks])
             self._blocks, self._rows = self._blocks + 1, 0
@@ -45,6 +39,15 @@ class Teller:
             )
         if row.done:
             yield Finished(row.number, row.sample())
+
+    def _new_text(self) -> str:
+        """Text that has not been told; a stop word and what comes with it is not, but for what was told before."""
+        row = self._row
+        if self._text_of != len(row.spans):
+            self._text_of, self._characters = len(row.spans), 0
+        text = row.text()[: row.cut].rstrip(_BROKEN)
+        told, self._characters = self._characters, max(self._characters, len(text))
+        return text[told:]
 
     def _whole_rows(self) -> int:
         """Rows of codes that the open block has; 0 while its size is open, and with three axes."""

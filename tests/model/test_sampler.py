@@ -11,7 +11,7 @@ import torch
 from made_samplers import some_codes, tiny_sampler
 from torch import Tensor
 
-from omnigram.model.generation import Block, Prompt, Sample, Sampler, Sampling, draw, score
+from omnigram.model.generation import Block, Prompt, Sample, Sampling, draw, score
 from omnigram.model.generation.lanes import Lanes
 from omnigram.model.generation.predictor import Predictor
 from omnigram.tokenizers.automaton import Allowed
@@ -55,23 +55,71 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
     return kept
 
 
+GUIDANCE: dict[str, dict[str, Any]] = {
+    "two branches": {"guidance": 2.5},
+    "log-probabilities": {"guidance": 3.0, "guidance_space": "log_softmax"},
+    "three branches": {"guidance": 3.0, "picture_guidance": 1.2},
+    "three, log-probabilities": {"guidance": 0.5, "picture_guidance": 4, "guidance_space": "log_softmax"},
+    "schedule": {"guidance": 3.0, "picture_guidance": 2.0, "guidance_schedule": ((0.2, 0), (0.6, 1), (1, 0.5))},
+}
+MORE = [
+    Prompt(("lemon", Block(some_codes(5, 2, 3)), "red apple"), PICTURE, 9, negative="plum"),
+    Prompt((Block(some_codes(6, 2, 2)),), {**PICTURE, "sizes": {"image": (2, 2)}}, 10),
+    Prompt(("lemon", Block(some_codes(1, 3, 2)[:2], size=(3, 2))), REST, 11, negative="red apple"),
+]
+
+
+def plain_logits(sampler: Any, ids: list[int], columns: np.ndarray) -> Tensor:
+    return sampler.model(torch.tensor([ids])).logits[0, -1, columns]
+
+
+@pytest.mark.parametrize("form", GUIDANCE)
 @pytest.mark.parametrize(
     "options", [{}, {"qk_norm": "rms", "num_key_value_heads": 4}, {"attn_implementation": "eager"}]
 )
 @torch.no_grad()
-def test_cached_and_guided_logits_are_those_of_the_plain_formula(recorded: Recorded, options: dict[str, Any]) -> None:
-    sampler = tiny_sampler(sampling=GUIDED, **options)
-    sampler.sample(MIXED)
+def test_cached_and_guided_logits_are_those_of_the_plain_formula(
+    recorded: Recorded, options: dict[str, Any], form: str
+) -> None:
+    settings = GUIDANCE[form]
+    sampler = tiny_sampler(sampling={**GUIDED, "image": Sampling(temperature=0.9, top_k=9, **settings)}, **options)
+    prompts = [*MIXED, *MORE]
+    negatives = {tuple(sampler.writer.write(p.segments).tolist()): p.negative for p in prompts if p.negative}
+    sampler.sample(prompts)
     assert len(recorded) > 60
-    begin, guided = sampler.vocabulary.id("boi"), 0
+    marks, guided = {name: sampler.vocabulary.id(name) for name in ("boi", "eoi")}, 0
     tolerance = 1e-5 if "attn_implementation" in options else 1e-9  # eager attention's softmax is float32
     for ids, allowed, logits in recorded:
         columns = allowed.all_ids(sampler.vocabulary)
-        expected = sampler.model(torch.tensor([ids])).logits[0, -1, columns]
-        start = max((place for place, id_ in enumerate(ids) if id_ == begin), default=0)
-        if allowed.modality == "image" and start > 1:
-            without = sampler.model(torch.tensor([ids[:1] + ids[start:]])).logits[0, -1, columns]
-            expected, guided = without + 2.5 * (expected - without), guided + 1
+        expected = plain_logits(sampler, ids, columns)
+        begins = [place for place, id_ in enumerate(ids) if id_ == marks["boi"]]
+        ends = [place for place, id_ in enumerate(ids) if id_ == marks["eoi"]]
+        if allowed.modality == "image":
+            start = begins[-1]
+            [negative] = [n for given, n in negatives.items() if tuple(ids[: len(given)]) == given] or [""]
+            before = sampler.writer.write([negative] if negative else []).tolist()
+            pictures = [id_ for a, b in zip(begins, ends, strict=False) for id_ in ids[a : b + 1]]
+            branches = [expected, plain_logits(sampler, before + ids[start:], columns)]
+            branches.append(plain_logits(sampler, ids[:1] + pictures + ids[start:], columns))
+            if "guidance_space" in settings:
+                branches = [branch.log_softmax(0) for branch in branches]
+            full, without, of_pictures = branches
+            share = 1.0
+            if "guidance_schedule" in settings:
+                size = sampler.grammar.blocks["image"].read_size(np.array(ids[start:]))
+                codes = sum(sampler.vocabulary.holds("image", id_) for id_ in ids[start:])
+                place = codes / max(1, size[0] * size[1] - 1)
+                places, shares = np.array(settings["guidance_schedule"]).T
+                share = float(np.interp(place, places, shares))
+            scale = 1 + share * (settings["guidance"] - 1)
+            if "picture_guidance" in settings:
+                picture_scale = 1 + share * (settings["picture_guidance"] - 1)
+                expected = without + picture_scale * (of_pictures - without) + scale * (full - of_pictures)
+            else:
+                expected = without + scale * (full - without)
+            guided += 1
+            if share == 0:  # then nothing is guided, and logits are what they were
+                logits, expected = logits.log_softmax(0), full.log_softmax(0)
         torch.testing.assert_close(logits, expected, rtol=tolerance, atol=tolerance)
     assert guided > 20
 
