@@ -6,6 +6,9 @@ guided   ours with guidance 3 in log-softmax space and top-k 2,048, against the 
 plain    ours without guidance, against plain `generate`: no guidance, no constraint, no end, as many new ids as the
          block has. That is the quickest that the peer can be, and what it writes is hardly ever a picture.
 
+Both are run with our default vocabulary, and with one of the size of Emu3's, whose head is most of a small decoder:
+there it counts that ours computes only the rows that the grammar allows.
+
 All write the same number of ids: those of a block behind its size, marks between the rows included, which is what
 tokens/s counts. The peer runs a forward for each and the head for every id. Before anything is timed all draw the
 likeliest codes, guided and plain, the peer within the layout; if they differ the script says so and exits with 1.
@@ -42,6 +45,7 @@ from omnigram.train.compose import compose_config
 from omnigram.train.machine import prepare
 
 TOP_K = 2048
+VOCABULARIES = {"omnigram": None, "emu3": (151_854, 32_768)}  # text ids with the marks, and codes; None: as configured
 SETTINGS = {
     "guided": Sampling(top_k=TOP_K, guidance=3.0, guidance_space="log_softmax"),
     "plain": Sampling(top_k=TOP_K),
@@ -59,12 +63,13 @@ Cell = tuple[str, int]  # "guided" or "plain", and the number of pictures in a b
 class Contest:
     """The contestants: "ours", "compiled" where it is asked for, and "peer"."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, vocabulary: str) -> None:
         config = compose_config([f"model={args.model}", "model.qk_norm=none", f"threads={args.threads}", "device=cpu"])
         prepare(config)
         self.size = (args.side, args.side)
         text = TextTokenizer.train([f"{colour} {thing}, {style}" for colour, thing, style in _described()], PIECES)
-        model, sampler = made_sampler(config, text)
+        configured = config.tokenizer.text.vocab_size, config.tokenizer.quantizer.codebook_size
+        model, sampler = made_sampler(config, text, VOCABULARIES[vocabulary] or configured)
         self.samplers = {"ours": sampler}
         if args.compile:
             self.samplers["compiled"] = Sampler(model, sampler.grammar, text, compile=True)
@@ -112,10 +117,11 @@ def made_words(step: int, pictures: int) -> list[str]:
     return [f"{random.choice(COLOURS)} {random.choice(THINGS)}, {random.choice(STYLES)}" for _ in range(pictures)]
 
 
-def made_sampler(config: DictConfig, text: TextTokenizer) -> tuple[OmnigramForCausalLM, Sampler]:
-    """A decoder with random weights of the configured size, its vocabulary and grammar."""
-    codebooks = {"image": config.tokenizer.quantizer.codebook_size}
-    vocabulary = Vocabulary.appended(config.tokenizer.text.vocab_size, codebooks=codebooks)
+def made_sampler(
+    config: DictConfig, text: TextTokenizer, sizes: tuple[int, int]
+) -> tuple[OmnigramForCausalLM, Sampler]:
+    """A decoder with random weights of the configured size, and its grammar. sizes: text ids and codes."""
+    vocabulary = Vocabulary.appended(sizes[0], codebooks={"image": sizes[1]})
     specials = {f"{name}_token_id": vocabulary.id(name) for name in ("pad", "bos", "eos")}
     torch.manual_seed(config.seed)
     model = OmnigramForCausalLM(instantiate(config.model, vocab_size=vocabulary.size, **specials)).eval()
@@ -143,9 +149,9 @@ def check(contest: Contest, batches: Sequence[int]) -> str:
     return f"the likeliest are the same by all for {pictures} prompts, which give {len(distinct)} distinct pictures"
 
 
-def peaks(args: argparse.Namespace, name: str, kind: str) -> list[float | None]:
+def peaks(args: argparse.Namespace, vocabulary: str, name: str, kind: str) -> list[float | None]:
     """MiB that one contestant needs for each batch size. Runs in a process of its own."""
-    contest = Contest(args)
+    contest = Contest(args, vocabulary)
     return growths([lambda batch=batch: contest.work(name, kind, made_words(0, batch)) for batch in args.batches])
 
 
@@ -201,13 +207,20 @@ def print_table(
 def main(arguments: Sequence[str] | None = None) -> None:
     made = options()
     args = made.parse_args(arguments)
-    contest = Contest(args)
+    for vocabulary in args.vocabularies:
+        compare(args, vocabulary)
+    print(f"repeat   {command(made.prog, args)}")
+
+
+def compare(args: argparse.Namespace, vocabulary: str) -> None:
+    """Both comparisons with one vocabulary, as a table."""
+    contest = Contest(args, vocabulary)
     extra = compiling(contest, args.batches) if args.compile else 0.0
     agreed = check(contest, args.batches)
     memory: dict[tuple[str, str], list[float | None]] = defaultdict(list)
     for kind in SETTINGS:
         for name in ("ours", "peer"):
-            memory[name, kind] = in_own_process(peaks, args, name, kind)
+            memory[name, kind] = in_own_process(peaks, args, vocabulary, name, kind)
     rates = timed(contest, args)
     text, image = (contest.vocabulary.range(modality).size for modality in ("text", "image"))
     print(f"drawing  model={args.model} without query-key norms, {text:,} text ids and {image:,} codes,")
@@ -217,7 +230,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print_table(rates, memory, args, contest.peer.length)
     if args.compile:
         print(f"compile  {extra:.1f} s in all before the first draws, which are not in the rates")
-    print(f"repeat   {command(made.prog, args)}")
     if args.profile:
         for batch in (args.batches[0], args.batches[-1]):
             words = made_words(0, batch)
@@ -230,6 +242,13 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--side", type=positive, default=8, metavar="N", help="codes a side of the pictures")
     made.add_argument(
         "--batches", type=positive, nargs="+", default=[1, 4, 16], metavar="N", help="pictures of a batch, rising"
+    )
+    made.add_argument(
+        "--vocabularies",
+        choices=VOCABULARIES,
+        nargs="+",
+        default=list(VOCABULARIES),
+        help="ours as it is configured, and one of the size of Emu3's",
     )
     made.add_argument("--compile", action="store_true", help="ours also with its steps compiled")
     made.add_argument("--profile", action="store_true", help="print where the time of ours goes")

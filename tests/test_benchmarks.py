@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py") if "report(" in path.read_text())
 SMALLEST = {"train_step.py": ["--model", "nano"]}
 ONCE = ["--rounds", "1", "--steps", "1", "--threads", "1"]
-SAMPLING = [*ONCE, "--model", "tiny", "--side", "4", "--batches", "1", "3"]
+SAMPLING = [*ONCE, "--model", "tiny", "--side", "4", "--batches", "1", "3", "--vocabularies", "omnigram"]
 
 
 def run(script: str) -> str:

@@ -5,13 +5,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from omnigram.model.configuration import OmnigramConfig
 from omnigram.model.decoder import OmnigramForCausalLM
 from omnigram.model.generation import Sampler, Sampling
+from omnigram.tokenizers.automaton import Allowed
 from omnigram.tokenizers.modality import document_grammar
 from omnigram.tokenizers.text import TextTokenizer
 from omnigram.tokenizers.vocabulary import Vocabulary
+
+Recorded = list[tuple[list[int], Allowed, Tensor]]  # (ids so far, allowed, logits) of every choice
 
 
 @cache

@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_samplers import some_codes, tiny_sampler
+from made_samplers import Recorded, some_codes, tiny_sampler
 from torch import Tensor
 
 from omnigram.model.generation import Block, Prompt, Sample, Sampling, draw, score
 from omnigram.model.generation.lanes import Lanes
-from omnigram.model.generation.predictor import Predictor
-from omnigram.tokenizers.automaton import Allowed
 
 PICTURE = {"sizes": {"image": (2, 3)}, "text": False, "min_blocks": 1, "max_blocks": 1}
 WORDS = {"max_blocks": 0, "max_tokens": 12}
@@ -35,24 +33,6 @@ GUIDED = {"image": Sampling(temperature=0.9, top_k=9, guidance=2.5), "text": Sam
 
 def ids_of(samples: Sequence[Sample]) -> list[list[int]]:
     return [sample.ids.tolist() for sample in samples]
-
-
-Recorded = list[tuple[list[int], Allowed, Tensor]]  # (ids so far, allowed, logits) of every choice
-
-
-@pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    logits, kept = Predictor.logits, []
-
-    def record(self: Predictor, asked: Any, allowed: Allowed) -> Tensor:
-        found = logits(self, asked, allowed)
-        kept.extend(
-            (row.held_at(choice), allowed, one.clone()) for (row, choice), one in zip(asked, found, strict=True)
-        )
-        return found
-
-    monkeypatch.setattr(Predictor, "logits", record)
-    return kept
 
 
 GUIDANCE: dict[str, dict[str, Any]] = {
