@@ -139,9 +139,7 @@ class Lanes:
 
 def compiled() -> Step:
     """`run` through torch.compile: one program for one id a lane and one for several, whatever their numbers."""
-    # the step stays with one model in evaluation, so what torch.compile would check of its modules each time holds
-    options: Any = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
-    step = torch.compile(run, dynamic=True, options=options)
+    step = torch.compile(run, dynamic=True)
 
     def call(*arguments: Any) -> Float[Tensor, "n t d"]:
         # two sizes that are equal once, such as lanes and ids, are not taken to be always equal

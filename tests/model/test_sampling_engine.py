@@ -211,6 +211,12 @@ def test_compiled_steps_are_plain_ones_whatever_the_batch(recorded: Recorded) ->
     assert programs > 0
     assert [ids_of(sampler.sample([prompt], settings))[0] for prompt in MIXED] == plain  # one lane or two
     assert torch._dynamo.utils.counters["frames"]["ok"] == programs  # are no new program
+    other = tiny_sampler(
+        seed=1, num_hidden_layers=1, hidden_size=24, num_attention_heads=2
+    )  # another model has its own
+    plain = ids_of(other.sample(MIXED))
+    other.compile = True
+    assert ids_of(other.sample(MIXED)) == plain
 
 
 def test_samplers_with_many_settings_and_settings_that_contradict() -> None:
