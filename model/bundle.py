@@ -233,12 +233,13 @@ class Omnigram:
 
         stop: with `pictures=0`, the text ends before the first of these.
         """
-        self.codec.check_draws()
+        if pictures or not all(isinstance(part, str) for part in segments):
+            self.codec.check_draws()
         [sample] = tasks.page(
             self.sampler,
             self._pieces(segments),
             blocks=pictures,
-            size=self.codec.grid(size),
+            size=self.codec.grid(size) if pictures else None,
             max_tokens=max_tokens,
             seed=seed,
             sampling=sampling,

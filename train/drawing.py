@@ -109,6 +109,8 @@ class Drawing:
             if command not in (SAMPLE, COMPLETE, JOINT):
                 raise ValueError(f"command {command!r}")
             height, width = record["grid"]
+            if not record["pictures"]:
+                raise ValueError("no pictures")
             return cls(
                 command,
                 tuple(Asked(one["words"], int(one["seed"])) for one in record["pictures"]),

@@ -7,7 +7,7 @@ from .prompts import Block, Prompt, Sample
 from .sampler import Sampler
 from .scoring import Score, score, score_ids
 from .speculation import Draft, Jacobi
-from .tasks import caption, complete, draw, page
+from .tasks import caption, complete, draw, joint, page
 
 __all__ = [
     "Block",
@@ -27,6 +27,7 @@ __all__ = [
     "caption",
     "complete",
     "draw",
+    "joint",
     "page",
     "score",
     "score_ids",

@@ -48,8 +48,9 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature {self.temperature} must be 0 (the likeliest id) or more")
-        if self.top_k < 0 or self.top_k != int(self.top_k):
+        if not 0 <= self.top_k < float("inf") or self.top_k != int(self.top_k):
             raise ValueError(f"top_k {self.top_k} must be a whole number, 0 for all ids")
+        object.__setattr__(self, "top_k", int(self.top_k))  # 50.0, as JSON and YAML may have it
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p {self.top_p} must be above 0 and at most 1")
         if not 0 <= self.min_p <= 1:

@@ -3,7 +3,7 @@
 Dimensions: H rows and W columns of codes, T tokens of a document.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +18,14 @@ from ...tokenizers.vocabulary import TEXT
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Codes [H, W] of a picture (or of another modality), or with `size` only the first of them in reading order."""
+    """Codes [H, W] of a picture (or of another modality), or with `size` only the first of them in reading order.
+
+    Those are whole rows [h, W], or any number of codes [n].
+    """
 
     codes: ArrayLike
     modality: str = "image"
-    size: tuple[int, int] | None = None
+    size: tuple[int, ...] | None = None
 
 
 Piece = str | Block
@@ -43,11 +46,13 @@ class Prompt:
     limits: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     negative: str = ""
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed {self.seed} must be from 0 to 2^64 - 1")
+        if isinstance(self.stop, str):
+            raise ValueError(f"stop {self.stop!r} is one text: give a list of them, as in [{self.stop!r}]")
         if "" in self.stop:
             raise ValueError("a stop word is empty: every text holds it")
 
@@ -110,15 +115,21 @@ class Writer:
             for modality, codes in self.grammar.read(ids)
         )
 
-    def _begun(self, block: Block, size: tuple[int, int]) -> NDArray[np.int64]:
+    def _begun(self, block: Block, size: tuple[int, ...]) -> NDArray[np.int64]:
         """Ids of a half-finished block, up to where its next code goes."""
         if block.modality not in self.grammar.blocks:
             raise ValueError(f"no block grammar for {block.modality!r}; there is {', '.join(self.grammar.blocks)}")
-        grammar, codes = self.grammar.blocks[block.modality], np.asarray(block.codes).ravel()
+        grammar, begun = self.grammar.blocks[block.modality], np.asarray(block.codes)
         grammar.check_size(*size)
+        sides = " x ".join(map(str, size))
+        if begun.ndim > 1 and begun.shape[1:] != size[1:]:
+            raise ValueError(
+                f"codes {begun.shape} are not the first rows of a block of {sides}: give rows of its width"
+            )
+        codes = begun.ravel()
         layout = grammar.layout(*size)
         if len(codes) >= len(layout.slots):
-            raise ValueError(f"{len(codes)} codes leave nothing to complete in a block of {size[0]} x {size[1]}")
+            raise ValueError(f"{len(codes)} codes leave nothing to complete in a block of {sides}")
         ids = layout.template[: layout.slots[len(codes)]].copy()
         ids[layout.slots[: len(codes)]] = grammar.vocabulary.encode(block.modality, codes)
         return ids

@@ -141,11 +141,14 @@ class Sampler:
         too_long = f"a prompt of {given} tokens leaves no room in the context of {self.context} for what has to follow"
         if room < 1:
             raise ValueError(f"{too_long}: shorten it")
-        automaton = self.grammar.automaton(**limits)
         try:
+            automaton = self.grammar.automaton(**limits)
             state = automaton.after(ids)
         except ValueError as fault:
-            raise ValueError(f"{too_long}: {fault}" if short else str(fault)) from None
+            reason = str(fault)
+            if limits.get("min_blocks") and not {"sizes", "max_codes"} & set(limits):
+                reason += "; blocks of any size may be that long: name their size, or max_codes"
+            raise ValueError(f"{too_long}: {reason}" if short else reason) from None
         tokens = given + (0 if asked is None else limits["max_tokens"])
         return Beginning(tuple(ids.tolist()), automaton, state, spans, tuple(negative.tolist()), tokens)
 
@@ -169,7 +172,6 @@ class Sampler:
             if modality not in settings:
                 raise ValueError(f"sampling has settings of {modality!r}; the modalities are {', '.join(settings)}")
             if modality == TEXT and setting.is_guided:
-                raise ValueError(
-                    f"guidance {setting.guidance} of text: only what text describes is guided; set it to 1"
-                )
+                scale = setting.guidance if setting.guidance != 1 else f"of pictures {setting.picture_guidance}"
+                raise ValueError(f"guidance {scale} of text: only what text describes is guided; set it to 1")
         return {**settings, **(changes or {})}

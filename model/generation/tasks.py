@@ -57,7 +57,8 @@ def draw(
     if best > 1 and len(captions) < len(texts):
         raise ValueError(f"best of {best} is judged by words: say in words what to draw")
     settings = sampling if captions else unprompted(sampler, sampling, modality)
-    if negative and not {**sampler.sampling, **(settings or {})}[modality].is_guided:
+    setting = {**sampler.sampling, **(settings or {})}.get(modality)
+    if negative and setting is not None and not setting.is_guided:
         raise ValueError(f"negative words {negative!r} have no effect without guidance: set guidance above 1")
     prompts = []
     for text in texts:
@@ -78,16 +79,22 @@ def to_draw(
     examples: Sequence[Example] = (),
     modality: str = IMAGE,
 ) -> Prompt:
-    """Examples and words, then a block that is begun. ValueError for no words, and a size that cannot be drawn."""
+    """Examples and words, then a block that is begun, if a mark begins it.
+
+    ValueError for no words, and for a size that cannot be drawn.
+    """
     if words is not None and not words.strip():
         raise ValueError("the prompt is empty: say in words what to draw")
     if words is None and (negative or examples):
         what = "negative words lead away from words" if negative else "examples show what words mean"
         raise ValueError(f"{what}: say in words what to draw")
     limits = _rest(sampler, modality, size)
-    before = [piece for text, codes in examples for piece in (text, Block(codes, modality))]
-    asked = () if words is None else (words,)
-    return Prompt((*before, *asked, Block((), modality, size)), limits, negative=negative)
+    before: list[Piece] = [piece for text, codes in examples for piece in (text, Block(codes, modality))]
+    if words is not None:
+        before.append(words)
+    if modality in sampler.grammar.bare:
+        return Prompt(tuple(before), {**limits, "min_blocks": 1, "max_blocks": 1}, negative=negative)
+    return Prompt((*before, Block((), modality, size)), limits, negative=negative)
 
 
 def seeded(prompt: Prompt, seeds: Iterable[int]) -> list[Prompt]:
@@ -127,8 +134,7 @@ def caption(
     before = tuple(piece for text, shown in examples for piece in (Block(shown, modality), text))
     limits = {"max_blocks": 0, "min_text": 1, "max_tokens": max_tokens}
     prompts = [
-        Prompt((*before, Block(picture, modality)), limits, seed + i, stop=tuple(stop))
-        for i, picture in enumerate(codes)
+        Prompt((*before, Block(picture, modality)), limits, seed + i, stop=stop) for i, picture in enumerate(codes)
     ]
     return [last_text(sample) for sample in sampler.sample(prompts, {TEXT: sampling}, batch_size, watch)]
 
@@ -188,7 +194,7 @@ def page(
     limits = {"min_blocks": blocks, "max_blocks": blocks, "end_with_block": blocks > 0, "max_tokens": max_tokens}
     if size is not None:
         limits["sizes"] = {modality: size}
-    prompt = Prompt(tuple(segments), limits, negative=negative, stop=tuple(stop))
+    prompt = Prompt(tuple(segments), limits, negative=negative, stop=stop)
     return sampler.sample(seeded(prompt, range(seed, seed + n)), sampling, batch_size, watch)
 
 
@@ -224,12 +230,17 @@ def to_joint(
     max_tokens: int = 48,
     modality: str = IMAGE,
 ) -> Prompt:
-    """Nothing, or a block that is begun. ValueError for a size that cannot be drawn, and for no words."""
+    """Nothing, or a block that is begun.
+
+    ValueError for a size that cannot be drawn, for no words, and for a picture that no mark begins to come first.
+    """
     if max_tokens < 1:
         raise ValueError(f"max_tokens {max_tokens} of the words must be 1 or more")
     rest = _rest(sampler, modality, size)
     if not words_first:
-        limits = {"max_blocks": 0, "min_text": 1, "max_tokens": rest["max_tokens"] + max_tokens}
+        if modality in sampler.grammar.bare:
+            raise ValueError(f"no mark begins {modality} blocks of this model, so words come first: set words_first")
+        limits = {**rest, "text": True, "min_text": 1, "max_tokens": rest["max_tokens"] + max_tokens}
         return Prompt((Block((), modality, size),), limits)
     limits = {"sizes": {modality: size}, "min_text": 1, "min_blocks": 1, "max_blocks": 1, "end_with_block": True}
     return Prompt((), {**limits, "max_tokens": max_tokens + sampler.grammar.blocks[modality].length(*size) + 1})
@@ -249,4 +260,5 @@ def _rest(sampler: Sampler, modality: str, size: tuple[int, int], codes: int = 0
         )
     slots = block.layout(*size).slots
     written = int(slots[codes]) if codes < len(slots) else len(slots)
-    return {"text": False, "max_blocks": 0, "max_tokens": block.length(*size) - written + 1}  # and eos
+    left = block.length(*size) - written + 1  # and eos
+    return {"sizes": {modality: size}, "text": False, "max_blocks": 0, "max_tokens": left}

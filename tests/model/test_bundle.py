@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 from made_exports import CARD, random_picture, tiny_export, tiny_image_tokenizer
-from made_samplers import tiny_model
+from made_samplers import tiny_model, words
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from omnigram.model.bundle import Omnigram
 from omnigram.model.card import Card
+from omnigram.model.codec import Codec
 from omnigram.model.generation import Jacobi, Prompt, tasks
 from omnigram.model.register import register
+from omnigram.tokenizers.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,17 @@ def test_a_page_is_text_and_pictures() -> None:
     assert page[0] == "red apple, openmoji"
     assert sum(isinstance(part, Image.Image) for part in page) == 3
     assert isinstance(page[-1], Image.Image)
+
+
+def test_a_model_without_pictures_writes_words() -> None:
+    vocabulary = Vocabulary.appended(words().size, codebooks={})
+    model = Omnigram(tiny_model(vocabulary.size), Codec(vocabulary, words(), None, Card(sampling={})))
+    [page] = model.page(["plum"], pictures=0, max_tokens=9)
+    assert isinstance(page, str)
+    assert page.startswith("plum")
+    assert len(page) > 4
+    with pytest.raises(ValueError, match="this model has no image tokenizer"):
+        model.page(["plum"], pictures=1)
 
 
 def test_examples_are_worded_in_the_style_they_name_or_that_is_asked_for() -> None:

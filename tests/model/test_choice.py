@@ -1,5 +1,7 @@
 """Choosing ids: against the logits processors of transformers, and against the distribution that is meant."""
 
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
@@ -47,7 +49,7 @@ def test_the_penalty_of_repetition_is_that_of_transformers(penalty: float) -> No
     torch.manual_seed(0)
     logits, held = torch.randn(6, 12, dtype=torch.float64) * 3, torch.randint(12, (6, 5))
     repeated = torch.zeros(6, 12, dtype=torch.bool).scatter_(1, held, value=True)
-    expected = RepetitionPenaltyLogitsProcessor(penalty)(held, logits.clone())
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(cast(torch.LongTensor, held), logits.clone())
     torch.testing.assert_close(penalised(logits, repeated, penalty), expected)
 
 
@@ -56,6 +58,10 @@ def test_temperature_zero_takes_the_likeliest_and_so_does_top_k_one() -> None:
     noise = Noise()([(seed, 0) for seed in range(8)], 30).float()
     assert torch.equal(choose(logits, Sampling(temperature=0)), logits.argmax(1))
     assert torch.equal(choose(logits, Sampling(top_k=1), noise), logits.argmax(1))
+
+
+def test_a_whole_number_may_be_written_with_a_point() -> None:
+    assert choose(torch.randn(1, 5), Sampling(top_k=2.0), Noise()([(0, 0)], 5).float()).shape == (1,)  # pyright: ignore[reportArgumentType]
 
 
 def test_draws_follow_the_softmax() -> None:
@@ -75,7 +81,17 @@ def test_a_rows_noise_is_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [{"temperature": -1}, {"top_k": -2}, {"top_p": 0}, {"top_p": 1.5}, {"guidance": float("nan")}]
+    "settings",
+    [
+        {"temperature": -1},
+        {"top_k": -2},
+        {"top_k": 2.5},
+        {"top_k": float("inf")},
+        {"top_k": float("nan")},
+        {"top_p": 0},
+        {"top_p": 1.5},
+        {"guidance": float("nan")},
+    ],
 )
 def test_settings_out_of_range_are_named(settings: dict[str, float]) -> None:
     [name] = settings

@@ -267,6 +267,10 @@ def test_the_model_is_left_as_it_was() -> None:
         (Prompt(("plum " * 60,), {**PICTURE, "sizes": {"image": (9, 9)}}), "context of 160"),
         (Prompt((Block([[99]]),), WORDS), "image code 99 is outside 0 .. 10"),
         (Prompt((Block([1, 2], size=(1, 2)),), REST), "2 codes leave nothing to complete"),
+        (
+            Prompt((Block([[1, 2, 3]], size=(4, 2)),), REST),
+            "codes \\(1, 3\\) are not the first rows of a block of 4 x 2",
+        ),
         (Prompt((Block([1], size=(2, 2)), "plum"), REST), "segment 0: only the last block"),
         (Prompt((Block([[1]], "sound"),), WORDS), "no block grammar for 'sound'"),
         (Prompt((Block([1], size=(2, 99)),), REST), "sides are 1 .. 16"),
@@ -281,5 +285,7 @@ def test_prompts_that_cannot_be_are_refused_in_one_line(prompt: Prompt, complain
 def test_settings_that_cannot_have_an_effect_are_refused() -> None:
     with pytest.raises(ValueError, match="guidance 3 of text"):
         tiny_sampler(sampling={"text": Sampling(guidance=3)})
+    with pytest.raises(ValueError, match="guidance of pictures 2 of text"):
+        tiny_sampler(sampling={"text": Sampling(picture_guidance=2)})
     with pytest.raises(ValueError, match="'sound'; the modalities are text, image"):
         tiny_sampler().sample([], {"sound": Sampling()})

@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from made_samplers import some_codes, tiny_sampler, words
+from made_samplers import some_codes, tiny_model, tiny_sampler, words
 
-from omnigram.model.generation import Block, Event, Finished, Sampler, Sampling, tasks
+from omnigram.model.generation import Block, Event, Finished, Jacobi, Prompt, Sampler, Sampling, tasks
 from omnigram.model.generation.ranking import best_of, words_given_picture
-from omnigram.tokenizers.vocabulary import TEXT
+from omnigram.tokenizers.grammar import BlockGrammar
+from omnigram.tokenizers.modality import document_grammar
+from omnigram.tokenizers.vocabulary import TEXT, Vocabulary
 
 SIZE = (2, 3)
 PAIRS = [("red apple", some_codes(0, 2, 3)), ("plum", some_codes(1, 2, 3)), ("a pear", some_codes(2, 3, 2))]
@@ -159,6 +161,7 @@ def test_whoever_watches_is_told_of_each() -> None:
         ({"words": "a", "negative": "plum"}, "negative words 'plum' have no effect without guidance"),
         ({"words": "a", "size": (12, 12)}, "a block of 12 x 12 codes makes a document of 167 tokens, and the context"),
         ({"words": "a", "modality": "depth"}, "cannot draw 'depth': the model has image"),
+        ({"words": "a", "modality": "depth", "negative": "plum"}, "cannot draw 'depth': the model has image"),
         ({"words": "apple " * 300}, "leaves no room in the context of 160"),
     ],
 )
@@ -169,3 +172,45 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(sampler: Sampler, asked: di
     guided = {"image": Sampling(guidance=2)}
     with pytest.raises(ValueError, match="negative words lead away from words: say in words"):
         tasks.draw(sampler, None, size=SIZE, negative="plum", sampling=guided)
+
+
+def unmarked(begin: str | None, height: int | None) -> Sampler:
+    """Blocks [height, 3] whose size is not written: any number of rows for None."""
+    grammar = BlockGrammar(2, begin, None, None, content=None, row_end=None, frame_end=None, fixed_size=(height, 3))
+    vocabulary = Vocabulary.appended(words().size, codebooks={"image": 11})
+    documents = document_grammar(vocabulary, words().digit_ids, {"image": grammar})
+    return Sampler(tiny_model(vocabulary.size), documents, words(), {"image": Sampling(guidance=2)})
+
+
+@pytest.mark.parametrize(("begin", "height"), [(None, 2), (None, None), ("boi", None)])
+def test_blocks_that_no_mark_begins_or_measures_are_drawn(begin: str | None, height: int | None) -> None:
+    made = unmarked(begin, height)
+    drawn = tasks.draw(made, ["plum", "pear"], 3, size=SIZE, examples=PAIRS[:2])
+    assert len({codes.tobytes() for codes in drawn}) > 3
+    halves = tasks.complete(made, [[1, 2, 3]], 3, size=SIZE, words="plum")
+    assert all(codes[0].tolist() == [1, 2, 3] for codes in halves)
+    pairs = tasks.joint(made, 3, size=SIZE, max_tokens=5)
+    assert {codes.shape for codes in (*drawn, *halves, *(codes for _, codes in pairs))} == {SIZE}
+    made.speculation = Jacobi(3)
+    assert np.array_equal(tasks.draw(made, ["plum", "pear"], 3, size=SIZE, examples=PAIRS[:2]), drawn)
+    if begin is None:
+        with pytest.raises(ValueError, match="no mark begins image blocks of this model, so words come first"):
+            tasks.joint(made, size=SIZE, words_first=False)
+    else:
+        [(text, codes)] = tasks.joint(made, size=SIZE, words_first=False, max_tokens=5)
+        assert text
+        assert codes.shape == SIZE
+
+
+def test_one_text_is_no_list_of_stop_words(sampler: Sampler) -> None:
+    with pytest.raises(ValueError, match="stop 'end' is one text: give a list"):
+        tasks.caption(sampler, [some_codes(0, 2, 2)], stop="end")
+    with pytest.raises(ValueError, match="stop 'end' is one text"):
+        tasks.page(sampler, ["plum"], blocks=0, stop="end")
+    with pytest.raises(ValueError, match="a stop word is empty"):
+        Prompt(stop=[""])
+
+
+def test_pictures_of_a_page_need_a_size_that_the_context_holds(sampler: Sampler) -> None:
+    with pytest.raises(ValueError, match="blocks of any size may be that long: name their size, or max_codes"):
+        tasks.page(sampler, ["plum"], blocks=1)

@@ -22,7 +22,7 @@ from omnigram.train.drawing_progress import DrawingProgress
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the exports `model`, `other`, `draft`, and `foreign` of another image tokenizer."""
+    """A folder with the exports `model`, `other` with other weights, and `foreign` of another image tokenizer."""
     folder = tmp_path_factory.mktemp("exports")
     made_export(folder / "model")
     made_export(folder / "other", seed=1)
@@ -225,6 +225,7 @@ def test_nothing_half_written_is_left(monkeypatch: pytest.MonkeyPatch, capsys: p
         ("again none.png", "none.png: No such file or directory"),
         ("again words.txt", "words.txt has no record of how it was drawn"),
         ("again broken.json", "broken.json: the record does not tell how it was drawn: "),
+        ("again empty.json", "empty.json: the record does not tell how it was drawn: no pictures"),
         ("again later.json", "later.json: format_version 9, this Omnigram reads 1"),
         ("sample apple --out taken.png", "its record would overwrite taken.json, which is no record of a drawing"),
     ],
@@ -233,6 +234,8 @@ def test_a_mistake_is_one_line(arguments: str, message: str, capsys: pytest.Capt
     Path("words.txt").write_text("no picture")
     Path("taken.json").write_text("{}")
     Path("broken.json").write_text('{"format": "omnigram-drawing", "format_version": 1, "command": "sample"}')
+    empty = {"format": "omnigram-drawing", "format_version": 1, "command": "sample", "grid": [2, 2], "pictures": []}
+    Path("empty.json").write_text(json.dumps(empty))
     Path("later.json").write_text('{"format": "omnigram-drawing", "format_version": 9}')
     before = sorted(os.listdir())
     assert main([*arguments.split(), "--model", "model"]) == 2
