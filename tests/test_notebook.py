@@ -54,5 +54,5 @@ def test_the_notebook_runs_from_top_to_bottom(export: Path, monkeypatch: pytest.
             cell.outputs, cell.execution_count = [], None
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(NOTEBOOK.parent)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 6
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 9
     assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]

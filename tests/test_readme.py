@@ -69,7 +69,8 @@ def test_a_model_is_asked_as_the_readme_says(
     monkeypatch.chdir(road)
     published = [command for command in TYPED if "imported" in str(command)]  # tests/model/test_conversion_readme.py
     asked = [command for command in TYPED if command[1] not in CONFIGURED and command not in published]
-    assert {command[1] for command in asked} == {"sample", "caption", "complete", "validate"}
+    drawing = {"sample", "caption", "complete", "joint", "score", "again"}
+    assert {command[1] for command in asked} == {*drawing, "validate"}
     for _, name, *arguments in asked:  # in order: later ones read what earlier ones drew
         there = ["datasets/tiny"] if name == "validate" else arguments
         assert main([name, *there]) == 0, (name, capsys.readouterr().err)

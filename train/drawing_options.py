@@ -45,14 +45,18 @@ def schedule(text: str) -> tuple[tuple[float, float], ...]:
 # field of Sampling: kind, how its value is shown, what it says
 SETTINGS: dict[str, tuple[Callable[[str], object], str, str]] = {
     "temperature": (float, "T", "above 0 draws by chance, 0 takes the likeliest each time"),
-    "top_k": (int, "K", "only the K likeliest, 0 for all"),
-    "top_p": (float, "P", "only the likeliest that together have probability P, 1 for all"),
-    "min_p": (float, "P", "only what is at least P times as likely as the likeliest, 0 for all"),
-    "repetition_penalty": (float, "R", "above 1 avoids what is there already, 1 for none"),
+    "top_k": (int, "K", "only among the K likeliest, 0 for all"),
+    "top_p": (float, "P", "only among the likeliest that together have probability P, 1 for all"),
+    "min_p": (float, "P", "only among those at least P times as likely as the likeliest, 0 for all"),
+    "repetition_penalty": (float, "R", "above 1 avoids codes or words that are there already, 1 for none"),
     "guidance": (float, "S", "how much the words count, 1 for no guidance"),
     "picture_guidance": (float, "S", "how much the examples' pictures count apart from words: a third branch"),
-    "guidance_space": (str, "SPACE", "logits, or log_softmax"),
-    "guidance_schedule": (schedule, "SCHEDULE", "share of guidance by place in the picture, as in 0:0,0.5:1"),
+    "guidance_space": (str, "SPACE", "in which guidance is computed: logits, or log_softmax"),
+    "guidance_schedule": (
+        schedule,
+        "SCHEDULE",
+        "share of guidance by place in the picture: 0:0,0.5:1 is none at its top, all from the middle on",
+    ),
 }
 CHOICE = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 GUIDANCE = ("guidance", "guidance_space", "guidance_schedule")
@@ -78,9 +82,13 @@ def add_speed(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--batch-size", type=int, default=BATCH_SIZE, metavar="N", help=f"drawn at once (default {BATCH_SIZE})"
     )
-    group.add_argument("--compile", action="store_true", help="compile the steps, which takes a minute first")
     group.add_argument(
-        "--speculation", choices=("jacobi", "draft"), help="guess codes ahead: by the model itself, or by a smaller one"
+        "--compile", action="store_true", help="compile the steps: takes a minute first, so for many pictures"
+    )
+    group.add_argument(
+        "--speculation",
+        choices=("jacobi", "draft"),
+        help="guess codes ahead, by the model itself or by a smaller one; what is drawn stays the same",
     )
     group.add_argument("--window", type=int, metavar="N", help="codes that jacobi guesses ahead (default 8)")
     group.add_argument("--draft", metavar="EXPORT", help="the smaller model, of the same tokenizers")

@@ -24,7 +24,7 @@ from .drawing_options import (
 if TYPE_CHECKING:
     from ..model.generation.choice import Sampling
 
-CODES = "how codes are drawn (where not given, as the export says)"
+CODES = "how pictures are drawn, code by code (what is not given is as the export says)"
 
 
 def add_picture_commands(add: Add) -> None:
@@ -49,9 +49,14 @@ def add_picture_commands(add: Add) -> None:
     what.add_argument("-n", type=int, default=1, metavar="COUNT", help="pictures of each prompt (default 1)")
     what.add_argument("--size", type=size, metavar="HxW", help="in pixels (default: what the model was trained on)")
     what.add_argument("--style", help="one that the model knows (default: its first)")
-    what.add_argument("--negative", metavar="WORDS", help="what guidance leads away from")
+    what.add_argument("--negative", metavar="WORDS", help="what guidance, above 1, leads away from")
     what.add_argument(
-        "--example", nargs=2, action="append", default=[], metavar=("PICTURE", "WORDS"), help="shown before; repeatable"
+        "--example",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("PICTURE", "WORDS"),
+        help="a captioned picture to look at first; repeatable",
     )
     what.add_argument(
         "--best-of", type=int, metavar="K", help="of K samples keep the one whose words are likeliest given the picture"
@@ -84,7 +89,7 @@ def add_picture_commands(add: Add) -> None:
 
     joint = add(
         "joint",
-        "draw words and their picture together, of nothing said",
+        "think of words and draw a picture of them, with nothing said",
         ("-n 16 --out pairs.png", "-n 16 --picture-first", "--words-temperature 0.8 --temperature 0.5"),
         draw_pairs,
     )
@@ -96,12 +101,12 @@ def add_picture_commands(add: Add) -> None:
     what.add_argument("--max-tokens", type=int, default=48, metavar="N", help="most tokens of the words (default 48)")
     what.add_argument("--seed", type=int, default=0, help="the same seed draws the same pairs (default 0)")
     add_sampling(joint, CODES, (*CHOICE, *GUIDANCE))
-    add_sampling(joint, "how words are drawn (where not given, as the export says)", CHOICE, "words_")
+    add_sampling(joint, "how words are drawn (what is not given is as the export says)", CHOICE, "words_")
     add_files(joint, "joint.png")
 
     again = add(
         "again",
-        "draw a picture again from what it says of itself",
+        "draw a picture again by the record that it carries",
         ("apple.png", "apple.json --model runs/pretrain/latest/export --out same.png"),
         draw_again,
     )

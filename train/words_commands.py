@@ -28,14 +28,19 @@ def add_words_commands(add: Add) -> None:
     caption.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files of any size")
     what = caption.add_argument_group("what is written")
     what.add_argument(
-        "--example", nargs=2, action="append", default=[], metavar=("PICTURE", "WORDS"), help="shown before; repeatable"
+        "--example",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("PICTURE", "WORDS"),
+        help="a captioned picture to look at first; repeatable",
     )
     what.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="words end before the first of it; repeatable"
     )
     what.add_argument("--max-tokens", type=int, default=48, metavar="N", help="most tokens (default 48)")
     what.add_argument("--seed", type=int, default=0, help="the same seed writes the same words (default 0)")
-    add_sampling(caption, "how words are drawn (where not given, the likeliest each time)", CHOICE)
+    add_sampling(caption, "how words are drawn (what is not given: the likeliest each time)", CHOICE)
     add_model(caption)
 
     score = add(
