@@ -76,6 +76,11 @@ class Sampling:
         return self.guidance != 1 or self.picture_guidance not in (None, 1)
 
     @property
+    def branches(self) -> int:
+        """Most lanes that a block needs at once: 1, 2 or 3."""
+        return 1 if not self.is_guided else 2 if self.picture_guidance is None else 3
+
+    @property
     def is_greedy(self) -> bool:
         return self.temperature == 0
 

@@ -24,6 +24,7 @@ class Statistics:
 
     forwards: of the model, those that read prompts included; tokens: ids written, those that were forced included
     choices: ids that the grammar did not force; guessed, confirmed: codes guessed ahead, and how many were right
+    seconds: of the steps, without what a reader of the stream does between them
     """
 
     forwards: int = 0
@@ -54,21 +55,22 @@ class Engine:
     def run(self, rows: Iterable[Row], batch_size: int) -> Iterator[Row]:
         """Yields each row when it begins, and whenever it has grown: for the last time when it is done."""
         waiting, live = deque(rows), list[Row]()
-        lanes = 2 * min(batch_size, len(waiting))
+        lanes = min(batch_size, len(waiting)) * max(setting.branches for setting in self._settings.values())
         length = max((row.tokens for row in waiting), default=0)
         target = self._predictor(self._model, lanes, length)
         guesser = self._guesser(lanes, length)
-        begun = time.perf_counter()
         while waiting or live:
             while waiting and len(live) < batch_size:
                 row = waiting.popleft()
+                self.statistics.tokens += len(row.ids) - row.given
                 yield row
                 if not row.done:
                     live.append(row)
             if live:
+                begun = time.perf_counter()
                 with self._evaluating():
                     self._step(live, target, guesser)
-                self.statistics.seconds = time.perf_counter() - begun
+                self.statistics.seconds += time.perf_counter() - begun
                 yield from live
                 live = [row for row in live if not row.done]
 

@@ -111,7 +111,10 @@ class Lanes:
                 lane.base -= shared  # the shared ids have no rows, and nobody asks for them
 
     def _go_on(self, feeds: Sequence[Feed], parts: list[Tensor]) -> None:
-        """Feeds lanes by the step for all of them, where it is not too few that take part: no key is moved for it."""
+        """Feeds lanes by the step for all of them, where it is not too few that take part: no key is moved for it.
+
+        The others get padding behind their ends, which is written over later.
+        """
         if 2 * len(feeds) < len(self._lanes):
             return self._feed(feeds, parts)
         given = dict(feeds)
@@ -179,8 +182,13 @@ class Head:
     """The rows of the head that may be needed, and no other. Made anew for each call, as weights may change between."""
 
     def __init__(self, model: PreTrainedModel, vocabulary: Vocabulary):
+        """ValueError for a head that is more than one matrix, as an adapter or a quantized one is."""
         head = model.get_output_embeddings()
-        assert isinstance(head, nn.Linear)
+        if not isinstance(head, nn.Linear) or head.bias is not None:
+            raise ValueError(
+                f"the head of the model is {type(head).__name__}, and only the rows of a plain Linear can be taken: "
+                "merge adapters into it, or sample with generate"
+            )
         self._weight = head.weight
         self._vocabulary = vocabulary
         self._rows: dict[Allowed, tuple[np.ndarray, Tensor]] = {}
@@ -218,7 +226,8 @@ def additive(model: PreTrainedModel, mask: Tensor) -> Tensor:
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
     """Without dropout and gradients, and with an attention that takes masks; afterwards the model is as it was."""
-    training, implementation = model.training, model.config._attn_implementation or "eager"
+    implementation = model.config._attn_implementation or "eager"
+    training = [module for module in model.modules() if module.training] if model.training else []
     if training:
         model.eval()
     if implementation not in _MASKED:
@@ -227,7 +236,7 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
         with torch.inference_mode():
             yield
     finally:
-        if training:
-            model.train()
+        for module in training:  # and no other: parts may have been in evaluation before
+            module.training = True
         if implementation not in _MASKED:
             model.set_attn_implementation(implementation)

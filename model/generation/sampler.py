@@ -101,6 +101,12 @@ class Sampler:
             raise ValueError(f"batch_size {batch_size} must be 1 or more")
         if isinstance(self.speculation, Draft):
             self._check_vocabulary(self.speculation.model, "the model that drafts")
+            context = self.speculation.model.config.max_position_embeddings
+            if context < self.context:
+                raise ValueError(
+                    f"the model that drafts has a context of {context} tokens, the model {self.context}: "
+                    "draft with one of at least the same"
+                )
         settings = self._with(self.sampling, sampling)
         rows = self._rows(prompts, any(setting.is_guided for setting in settings.values()))
         engine = Engine(self.model, self.vocabulary, settings, self.speculation, self._step_of)

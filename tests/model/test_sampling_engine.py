@@ -22,6 +22,7 @@ from omnigram.model.generation import (
     Tokens,
     draw,
 )
+from omnigram.model.generation.cache import Store
 from omnigram.model.generation.lanes import Lanes, evaluating
 
 
@@ -173,6 +174,9 @@ def test_a_draft_of_another_vocabulary_is_refused() -> None:
     sampler.speculation = Draft(tiny_model(50))
     with pytest.raises(ValueError, match="the model that drafts has 50 ids, the vocabulary"):
         sampler.sample(MIXED)
+    sampler.speculation = Draft(tiny_model(sampler.vocabulary.size, max_position_embeddings=80))
+    with pytest.raises(ValueError, match="the model that drafts has a context of 80 tokens, the model 160"):
+        sampler.sample(MIXED)
     for wrong in (lambda: Jacobi(0), lambda: Draft(sampler.model, 0)):
         with pytest.raises(ValueError, match="0 must be 1 code or more"):
             wrong()
@@ -217,6 +221,47 @@ def test_compiled_steps_are_plain_ones_whatever_the_batch(recorded: Recorded) ->
     plain = ids_of(other.sample(MIXED))
     other.compile = True
     assert ids_of(other.sample(MIXED)) == plain
+
+
+@pytest.mark.parametrize(("settings", "lanes"), [({}, 1), ({"guidance": 2}, 2), ({"picture_guidance": 2}, 3)])
+def test_room_is_made_for_the_branches_that_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], lanes: int
+) -> None:
+    rooms: list[int] = []
+    made, reserve = Store.__init__, Store.reserve
+
+    def recorded(self: Store, config: Any, lanes: int, *rest: Any) -> None:
+        rooms.append(lanes - 1)  # but for the spare one
+        made(self, config, lanes, *rest)
+
+    def never(self: Store, lanes: int, length: int) -> None:
+        before = self.layers[0]
+        reserve(self, lanes, length)
+        assert self.layers[0] is before
+
+    monkeypatch.setattr(Store, "__init__", recorded)
+    monkeypatch.setattr(Store, "reserve", never)
+    words = ("pear", Block(some_codes(1, 2, 2)), "plum")
+    limits = {**PICTURE, "max_tokens": 20}
+    prompts = [Prompt(words, limits, seed) for seed in range(5)]
+    tiny_sampler().sample(prompts, {"image": Sampling(**settings)}, batch_size=4)
+    assert rooms == [4 * lanes]
+
+
+def test_parts_of_a_model_that_were_in_evaluation_stay_so() -> None:
+    sampler = tiny_sampler(residual_dropout=0.3)
+    sampler.model.train()
+    sampler.model.model.norm.eval()
+    before = [module.training for module in sampler.model.modules()]
+    sampler.sample(MIXED[:2])
+    assert [module.training for module in sampler.model.modules()] == before
+
+
+def test_a_head_that_is_more_than_a_matrix_is_refused() -> None:
+    sampler = tiny_sampler()
+    sampler.model.lm_head = torch.nn.Sequential(sampler.model.lm_head)
+    with pytest.raises(ValueError, match="the head of the model is Sequential, and only the rows of a plain Linear"):
+        sampler.sample(MIXED[:1])
 
 
 def test_samplers_with_many_settings_and_settings_that_contradict() -> None:

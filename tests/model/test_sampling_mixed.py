@@ -99,7 +99,7 @@ def test_a_batch_gives_what_each_prompt_gives_alone(part: int) -> None:
         assert together == alone, f"batch {number} of part {part}"
         assert sampler.statistics.tokens == sum(
             len(ids) - len(sampler.writer.write(prompt.segments)) for ids, prompt in zip(alone, prompts, strict=True)
-        ) - forced_at_once(sampler, prompts)
+        )
         if sampler.speculation is not None:
             confirmed[type(sampler.speculation)] += sampler.statistics.confirmed
         refilled += batch_size < len(prompts)
@@ -119,11 +119,6 @@ def test_a_guided_block_begins_in_the_step_in_which_another_ends() -> None:
         alone = ids_alone(sampler, pair)
         for order in (slice(None), slice(None, None, -1)):
             assert [sample.ids.tolist() for sample in sampler.sample(pair[order])] == alone[order]
-
-
-def forced_at_once(sampler: Sampler, prompts: list[Prompt]) -> int:
-    """Ids that the grammar forces behind the prompts, before anything is asked: no step has written them."""
-    return sum(len(row.ids) - row.given for row in sampler._rows(prompts, guided=True))
 
 
 PAGE = {"min_blocks": 2, "max_blocks": 2, "end_with_block": True, "max_codes": 4, "max_tokens": 44}
