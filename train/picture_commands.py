@@ -100,8 +100,9 @@ def add_picture_commands(add: Add) -> None:
     what.add_argument("--picture-first", action="store_true", help="the picture, then words for it")
     what.add_argument("--max-tokens", type=int, default=48, metavar="N", help="most tokens of the words (default 48)")
     what.add_argument("--seed", type=int, default=0, help="the same seed draws the same pairs (default 0)")
-    add_sampling(joint, CODES, (*CHOICE, *GUIDANCE))
-    add_sampling(joint, "how words are drawn (what is not given is as the export says)", CHOICE, "words_")
+    chance = "what is not given is as the export says, temperature 0 as 1"
+    add_sampling(joint, f"how pictures are drawn, code by code ({chance})", (*CHOICE, *GUIDANCE))
+    add_sampling(joint, f"how words are drawn ({chance})", CHOICE, "words_")
     add_files(joint, "joint.png")
 
     again = add(
@@ -196,7 +197,7 @@ def draw_pairs(options: argparse.Namespace) -> int:
     from .drawing import JOINT, Asked, Drawing
 
     first = "image" if options.picture_first else "text"
-    own = {**omnigram.sampler.sampling, **tasks.unprompted(omnigram.sampler, None, first)}
+    own = {**omnigram.sampler.sampling, **tasks.unprompted(omnigram.sampler, None, "image", "text")}
     sampling = {"image": settle(own["image"], options), "text": settle(own["text"], options, "words_")}
     _warn_of_likeliest(options.n, sampling[first], flag("temperature", "" if options.picture_first else "words_"))
     drawing = Drawing(

@@ -102,14 +102,17 @@ def seeded(prompt: Prompt, seeds: Iterable[int]) -> list[Prompt]:
     return [dataclasses.replace(prompt, seed=seed) for seed in seeds]
 
 
-def unprompted(sampler: Sampler, sampling: Settings | None, modality: str) -> dict[str, Sampling]:
-    """Settings for what has nothing before it: at temperature 1 where no settings are given and the sampler's are 0.
+def unprompted(sampler: Sampler, sampling: Settings | None, *modalities: str) -> dict[str, Sampling]:
+    """Settings for what is drawn of nothing: at temperature 1 where no settings are given and the sampler's are 0.
 
-    The likeliest beginning of all is one and the same each time; without words a sample is asked for.
+    Whoever says nothing asks for a sample of the model. The likeliest beginning of all is one and the same each time,
+    and of what was drawn by chance the likeliest rest is mostly a blank picture: so all modalities that are drawn.
     """
-    settings, own = dict(sampling or {}), sampler.sampling.get(modality)
-    if modality not in settings and own is not None and own.is_greedy:
-        settings[modality] = dataclasses.replace(own, temperature=1.0)
+    settings = dict(sampling or {})
+    for modality in modalities:
+        own = sampler.sampling.get(modality)
+        if modality not in settings and own is not None and own.is_greedy:
+            settings[modality] = dataclasses.replace(own, temperature=1.0)
     return settings
 
 
@@ -213,10 +216,10 @@ def joint(
 ) -> list[tuple[str, Codes]]:
     """n pairs of words and a picture, codes [H, W] of `size`, that nothing was said about.
 
-    words_first: p(y) p(x | y), or else p(x) p(y | x); for what comes first see `unprompted`
+    words_first: p(y) p(x | y), or else p(x) p(y | x); for the temperature of both see `unprompted`
     max_tokens: of the words, which have one at least
     """
-    settings = unprompted(sampler, sampling, TEXT if words_first else modality)
+    settings = unprompted(sampler, sampling, TEXT, modality)
     prompt = to_joint(sampler, size=size, words_first=words_first, max_tokens=max_tokens, modality=modality)
     samples = sampler.sample(seeded(prompt, range(seed, seed + n)), settings, batch_size, watch)
     return [(sample.text, sample.blocks(modality)[-1]) for sample in samples]

@@ -104,14 +104,26 @@ def test_where_nothing_comes_before_the_likeliest_is_not_taken_unless_asked_for(
     greedy = {"image": Sampling(temperature=0, top_k=9), "text": Sampling(temperature=0)}
     made = tiny_sampler(sampling=greedy)
     assert tasks.unprompted(made, None, "image") == {"image": replace(greedy["image"], temperature=1.0)}
-    assert tasks.unprompted(made, greedy, "image") == greedy
+    both = {modality: replace(settings, temperature=1.0) for modality, settings in greedy.items()}
+    assert tasks.unprompted(made, None, "text", "image") == both
+    assert tasks.unprompted(made, {"text": greedy["text"]}, "text", "image") == {**both, "text": greedy["text"]}
+    assert tasks.unprompted(made, greedy, "text", "image") == greedy
     assert tasks.unprompted(tiny_sampler(), None, "image") == {}
     free = tasks.draw(made, None, 4, size=SIZE)
     assert len({codes.tobytes() for codes in free}) > 1
     same = tasks.draw(made, None, 4, size=SIZE, sampling=greedy)
     assert len({codes.tobytes() for codes in same}) == 1
     assert len({codes.tobytes() for codes in tasks.draw(made, "plum", 4, size=SIZE)}) == 1
-    assert len({text for text, _ in tasks.joint(made, 4, size=SIZE, max_tokens=5)}) > 1
+    for first in (True, False):
+
+        def pairs(sampling: dict[str, Sampling] | None, first: bool = first) -> list[tuple[str, list[list[int]]]]:
+            made_pairs = tasks.joint(made, 4, size=SIZE, max_tokens=5, words_first=first, sampling=sampling)
+            return [(text, codes.tolist()) for text, codes in made_pairs]
+
+        assert pairs(None) == pairs(both)
+        assert len({text for text, _ in pairs(None)}) > 1
+        for modality in greedy:  # each of the two is drawn by chance
+            assert pairs(None) != pairs({modality: greedy[modality]})
 
 
 def test_a_caption_is_what_comes_last(sampler: Sampler) -> None:
@@ -200,6 +212,23 @@ def test_blocks_that_no_mark_begins_or_measures_are_drawn(begin: str | None, hei
         [(text, codes)] = tasks.joint(made, size=SIZE, words_first=False, max_tokens=5)
         assert text
         assert codes.shape == SIZE
+
+
+@pytest.mark.parametrize("begin", ["dboi", None])
+def test_of_two_kinds_of_blocks_the_one_asked_for_is_drawn(begin: str | None) -> None:
+    """Depth maps [2, 3], which a mark begins or their first code, beside pictures of any size."""
+    depth = BlockGrammar(2, begin, None, None, content=None, row_end=None, frame_end=None, fixed_size=(2, 3))
+    marks = tiny_sampler().vocabulary.specials
+    vocabulary = Vocabulary.appended(words().size, (*marks, "dboi"), {"image": 11, "depth": 7})
+    documents = document_grammar(vocabulary, words().digit_ids, {"depth": depth}, max_side=16)
+    made = Sampler(tiny_model(vocabulary.size), documents, words(), {"text": Sampling(temperature=3)})
+    for modality in ("image", "depth"):
+        pairs = tasks.joint(made, 12, size=SIZE, modality=modality, max_tokens=8)
+        drawn = tasks.draw(made, "plum", 6, size=SIZE, modality=modality)
+        assert {codes.shape for codes in (*drawn, *(codes for _, codes in pairs))} == {SIZE}
+        for page in tasks.page(made, ["plum"], 6, size=SIZE, modality=modality):
+            assert [part.modality for part in page.segments if isinstance(part, Block)] == [modality] * 2
+    assert {len(page.blocks("depth")) for page in tasks.page(made, ["plum"], 6, modality="depth")} == {2}
 
 
 def test_one_text_is_no_list_of_stop_words(sampler: Sampler) -> None:
