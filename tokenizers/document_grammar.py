@@ -7,7 +7,7 @@ Dimensions: T tokens of a document. A segment is `(modality, codes)`: text codes
 of a picture.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import NamedTuple
 
@@ -56,6 +56,7 @@ class DocumentGrammar:
         self,
         *,
         sizes: Mapping[str, tuple[int, ...]] | None = None,
+        modalities: Collection[str] | None = None,
         text: bool = True,
         min_blocks: int = 0,
         max_blocks: int | None = None,
@@ -68,15 +69,16 @@ class DocumentGrammar:
 
         sizes: shape of the blocks of a modality, (H, W) of pictures; otherwise the size is written freely with at most
             `max_codes` codes.
+        modalities: those whose blocks may be begun; None: all. `max_codes` binds these alone.
         text: whether text may be written. min_blocks, max_blocks: how many blocks are begun.
         end_with_block: the document ends with its `max_blocks`-th block.
         min_text: how many text ids are written first, before a block begins or the document ends.
         max_tokens: how many ids may follow, eos included; there is always room left to close block and document.
 
-        One picture of 8 x 8: `sizes={"image": (8, 8)}, text=False, min_blocks=1, max_blocks=1`. Words: `max_blocks=0`,
-        with `min_text=1` at least some. Words and then their picture: `min_text=1, min_blocks=1, max_blocks=1,
-        end_with_block=True`. Page: `max_blocks=4`. To finish a block that the prompt has begun: `text=False,
-        max_blocks=0`.
+        One picture of 8 x 8: `sizes={"image": (8, 8)}, modalities=["image"], text=False, min_blocks=1, max_blocks=1`.
+        Words: `max_blocks=0`, with `min_text=1` at least some. Words and then their picture: `modalities=["image"],
+        min_text=1, min_blocks=1, max_blocks=1, end_with_block=True`. Page: `max_blocks=4`. To finish a block that the
+        prompt has begun: `text=False, max_blocks=0`.
         """
         if min_blocks > (np.inf if max_blocks is None else max_blocks) or min_blocks < 0:
             raise ValueError(f"min_blocks={min_blocks} must be between 0 and max_blocks={max_blocks}")
@@ -86,12 +88,18 @@ class DocumentGrammar:
             raise ValueError(f"min_text={min_text} asks for text, and text=False forbids it: leave one of them out")
         if end_with_block and not max_blocks:
             raise ValueError(f"end_with_block needs the number of blocks; max_blocks is {max_blocks}")
-        for modality in sizes or ():
+        if isinstance(modalities, str):
+            raise ValueError(f"modalities {modalities!r} is one name: give a list of them, as in [{modalities!r}]")
+        for modality in (*(sizes or ()), *(modalities or ())):
             self._block(modality)
+        begun = tuple(modality for modality in self.blocks if modalities is None or modality in modalities)
         return DocumentAutomaton(
             self,
-            {m: block.automaton((sizes or {}).get(m), max_codes) for m, block in self.blocks.items()},
-            Limits(text, min_blocks, max_blocks, end_with_block, min_text, max_tokens),
+            {
+                modality: block.automaton((sizes or {}).get(modality), max_codes if modality in begun else None)
+                for modality, block in self.blocks.items()
+            },
+            Limits(begun, text, min_blocks, max_blocks, end_with_block, min_text, max_tokens),
         )
 
     def _block(self, modality: str) -> BoundGrammar:
@@ -133,6 +141,7 @@ class DocumentGrammar:
 class Limits(NamedTuple):
     """What `DocumentGrammar.automaton` was asked for."""
 
+    modalities: tuple[str, ...]
     text: bool
     min_blocks: int
     max_blocks: int | None
@@ -158,9 +167,10 @@ class DocumentAutomaton:
 
     def __init__(self, grammar: DocumentGrammar, blocks: dict[str, BlockAutomaton], limits: Limits):
         self.grammar, self.vocabulary, self._blocks, self._limits = grammar, grammar.vocabulary, blocks, limits
-        self._cheapest = min((block.max_tokens for block in blocks.values()), default=0)
-        if limits.min_blocks and not blocks:
-            raise ValueError(f"min_blocks={limits.min_blocks}, but the documents have no block grammar")
+        self._cheapest = min((blocks[modality].max_tokens for modality in limits.modalities), default=0)
+        if limits.min_blocks and not limits.modalities:
+            lacking = "modalities allows none" if blocks else "the documents have no block grammar"
+            raise ValueError(f"min_blocks={limits.min_blocks}, but {lacking}")
 
     @cached_property
     def start(self) -> DocumentState:
@@ -197,7 +207,7 @@ class DocumentAutomaton:
         full = limits.max_blocks is not None and state.blocks >= limits.max_blocks
         spare = left - 1 - max(missing, 0) * self._cheapest
         room = 0 if full else left - 1 - max(missing - 1, 0) * self._cheapest
-        fitting = [modality for modality, block in self._blocks.items() if block.max_tokens <= room]
+        fitting = [modality for modality in limits.modalities if self._blocks[modality].max_tokens <= room]
         ids = tuple(self.grammar.blocks[modality].begin for modality in fitting if modality not in self.grammar.bare)
         bare = tuple(modality for modality in fitting if modality in self.grammar.bare)
         text = limits.text and spare >= 1 and not (full and limits.end_with_block)

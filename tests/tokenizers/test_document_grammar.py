@@ -248,6 +248,12 @@ def test_prompts_and_limits_that_cannot_be_met_are_refused():
         DOCUMENTS.automaton(end_with_block=True)
     with pytest.raises(ValueError, match="no block grammar for 'audio'"):
         DOCUMENTS.automaton(sizes={"audio": (2, 2)})
+    with pytest.raises(ValueError, match="no block grammar for 'audio'; there is image"):
+        DOCUMENTS.automaton(modalities=["image", "audio"])
+    with pytest.raises(ValueError, match=r"modalities 'image' is one name: give a list of them, as in \['image'\]"):
+        DOCUMENTS.automaton(modalities="image")
+    with pytest.raises(ValueError, match="min_blocks=1, but modalities allows none"):
+        DOCUMENTS.automaton(**one, modalities=[])
     with pytest.raises(ValueError, match="sides are 1"):
         DOCUMENTS.automaton(sizes={"image": (2, 13)})
     with pytest.raises(GrammarError, match="expected bos"):
@@ -256,6 +262,40 @@ def test_prompts_and_limits_that_cannot_be_met_are_refused():
         DOCUMENTS.automaton().after(DOCUMENTS.write([CAPTION]))
     with pytest.raises(ValueError, match="max_tokens=1 cannot hold the 2 ids"):
         _ = DOCUMENTS.automaton(max_tokens=1).start
+
+
+@pytest.fixture(params=["dboi", None])
+def two_kinds(request: pytest.FixtureRequest) -> DocumentGrammar:
+    """Pictures, and depth maps of 2 x 2 codes that are shorter; a mark begins these, or their first code."""
+    vocabulary = Vocabulary.appended(20, (*SMALL.specials, "dboi"), {"image": 5, "depth": 3})
+    depth = BlockGrammar(
+        begin=request.param, size=None, separator=None, content=None, row_end=None, frame_end=None, fixed_size=(2, 2)
+    )
+    return document_grammar(vocabulary, DIGITS, {"depth": depth}, max_side=12)
+
+
+def test_blocks_of_the_modalities_asked_for_alone_are_begun(two_kinds: DocumentGrammar) -> None:
+    """What may begin, by hand, for each choice of modalities: with room for the shorter, for both, and for neither."""
+    boi, eos = two_kinds.vocabulary.id("boi"), two_kinds.vocabulary.id("eos")
+    sizes, depth = {"image": (2, 2)}, two_kinds.blocks["depth"].length(2, 2)
+    assert depth < two_kinds.blocks["image"].length(2, 2) == 13
+    bare = two_kinds.blocks["depth"].begin < 0
+    prompt = two_kinds.write([CAPTION, ("depth", np.zeros((2, 2), dtype=int)), picture(3, 2)], close=False)
+    for names, room in itertools.product((None, ["image"], ["depth"], ["depth", "image"], []), (depth, 13, depth - 1)):
+        automaton = two_kinds.automaton(sizes=sizes, modalities=names, max_tokens=room + 1)
+        ids, text, begun = automaton.allowed(automaton.after(prompt))
+        expected = {boi} if room == 13 and (names is None or "image" in names) else set()
+        has_depth = room >= depth and (names is None or "depth" in names)
+        expected |= {two_kinds.blocks["depth"].begin} if has_depth and not bare else set()
+        assert (set(ids), text, begun) == ({eos, *expected}, "text", ("depth",) if has_depth and bare else ())
+    only = two_kinds.automaton(sizes=sizes, modalities=["image"], min_blocks=1, max_tokens=14)
+    assert only.allowed(only.after(prompt)).forced == boi  # no room for text: what is left is the picture's
+    with pytest.raises(ValueError, match="max_tokens=13 cannot hold the 14 ids that have to follow"):
+        two_kinds.automaton(sizes=sizes, modalities=["image"], min_blocks=1, max_tokens=13).after(prompt)
+    with pytest.raises(ValueError, match="max_codes=3 is less than the 4 codes of the smallest block"):
+        two_kinds.automaton(max_codes=3)
+    small = two_kinds.automaton(modalities=["image"], max_codes=3)  # which does not bind what is not begun
+    assert boi in small.allowed(small.after(prompt)).ids
 
 
 @pytest.mark.parametrize(
