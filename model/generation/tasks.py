@@ -19,6 +19,7 @@ from .choice import Sampling
 from .events import Watch
 from .prompts import Block, Piece, Prompt, Sample
 from .ranking import best_of
+from .room import most_codes
 from .sampler import Sampler
 
 Codes = NDArray[np.int64]
@@ -93,7 +94,8 @@ def to_draw(
     if words is not None:
         before.append(words)
     if modality in sampler.grammar.bare:
-        return Prompt(tuple(before), {**limits, "min_blocks": 1, "max_blocks": 1}, negative=negative)
+        limits |= {"modalities": (modality,), "min_blocks": 1, "max_blocks": 1}
+        return Prompt(tuple(before), limits, negative=negative)
     return Prompt((*before, Block((), modality, size)), limits, negative=negative)
 
 
@@ -181,6 +183,7 @@ def page(
     *,
     blocks: int = 2,
     size: tuple[int, int] | None = None,
+    max_codes: int | None = None,
     max_tokens: int | None = None,
     seed: int = 0,
     sampling: Settings | None = None,
@@ -193,10 +196,17 @@ def page(
     """n continuations of an interleaved document by exactly `blocks` pictures, with text between them.
 
     The page ends with its last picture; `blocks=0` continues it by words alone, up to the first word of `stop`.
+
+    size: of each picture; None: each has the size that the model writes, of at most `max_codes` codes. Without these
+        the pictures share all room there is, so that words find what smaller ones leave of it. ValueError for no room
     """
-    limits = {"min_blocks": blocks, "max_blocks": blocks, "end_with_block": blocks > 0, "max_tokens": max_tokens}
-    if size is not None:
-        limits["sizes"] = {modality: size}
+    limits: dict[str, Any] = {"min_blocks": blocks, "max_blocks": blocks, "max_tokens": max_tokens}
+    if blocks > 0:
+        _check_drawn(sampler, modality)
+        if size is None and max_codes is None:
+            max_codes = most_codes(sampler, segments, negative, blocks, max_tokens, modality)
+        sizes = {} if size is None else {modality: size}
+        limits |= {"end_with_block": True, "sizes": sizes, "modalities": (modality,), "max_codes": max_codes}
     prompt = Prompt(tuple(segments), limits, negative=negative, stop=stop)
     return sampler.sample(seeded(prompt, range(seed, seed + n)), sampling, batch_size, watch)
 
@@ -245,14 +255,14 @@ def to_joint(
             raise ValueError(f"no mark begins {modality} blocks of this model, so words come first: set words_first")
         limits = {**rest, "text": True, "min_text": 1, "max_tokens": rest["max_tokens"] + max_tokens}
         return Prompt((Block((), modality, size),), limits)
-    limits = {"sizes": {modality: size}, "min_text": 1, "min_blocks": 1, "max_blocks": 1, "end_with_block": True}
+    limits = {"min_text": 1, "min_blocks": 1, "max_blocks": 1, "end_with_block": True}
+    limits |= {"sizes": {modality: size}, "modalities": (modality,)}
     return Prompt((), {**limits, "max_tokens": max_tokens + sampler.grammar.blocks[modality].length(*size) + 1})
 
 
 def _rest(sampler: Sampler, modality: str, size: tuple[int, int], codes: int = 0) -> dict[str, Any]:
     """Limits of what follows a block of which some codes are there. ValueError if none of that size can be written."""
-    if modality not in sampler.grammar.blocks:
-        raise ValueError(f"cannot draw {modality!r}: the model has {', '.join(sampler.grammar.blocks) or 'only text'}")
+    _check_drawn(sampler, modality)
     block = sampler.grammar.blocks[modality]
     block.check_size(*size)
     tokens = block.length(*size) + 2  # bos and eos
@@ -265,3 +275,9 @@ def _rest(sampler: Sampler, modality: str, size: tuple[int, int], codes: int = 0
     written = int(slots[codes]) if codes < len(slots) else len(slots)
     left = block.length(*size) - written + 1  # and eos
     return {"sizes": {modality: size}, "text": False, "max_blocks": 0, "max_tokens": left}
+
+
+def _check_drawn(sampler: Sampler, modality: str) -> None:
+    """ValueError if the model has no blocks of a modality."""
+    if modality not in sampler.grammar.blocks:
+        raise ValueError(f"cannot draw {modality!r}: the model has {', '.join(sampler.grammar.blocks) or 'only text'}")

@@ -9,6 +9,7 @@ from made_samplers import some_codes, tiny_model, tiny_sampler, words
 
 from omnigram.model.generation import Block, Event, Finished, Jacobi, Prompt, Sampler, Sampling, tasks
 from omnigram.model.generation.ranking import best_of, words_given_picture
+from omnigram.model.generation.room import most_codes
 from omnigram.tokenizers.grammar import BlockGrammar
 from omnigram.tokenizers.modality import document_grammar
 from omnigram.tokenizers.vocabulary import TEXT, Vocabulary
@@ -240,6 +241,45 @@ def test_one_text_is_no_list_of_stop_words(sampler: Sampler) -> None:
         Prompt(stop=[""])
 
 
-def test_pictures_of_a_page_need_a_size_that_the_context_holds(sampler: Sampler) -> None:
+def test_pictures_of_a_page_without_a_size_share_the_room(sampler: Sampler) -> None:
+    """The most codes of which every shape fits, counted shape by shape, at the context, max_tokens and half a block."""
+    block, half = sampler.grammar.blocks["image"], Block([[1, 2, 3]], size=SIZE)
+    shapes = [(height, width) for height in range(1, 17) for width in range(1, 17)]
+    asked = ((["plum"], 1, None), (["plum", half], 2, None), (["plum"], 3, 90), ([], 4, 60))
+    for segments, blocks, max_tokens in asked:
+        pages = tasks.page(sampler, segments, 12, blocks=blocks, max_tokens=max_tokens)
+        assert {len(page.blocks()) for page in pages} == {blocks + (half in segments)}
+        prompt = sampler.writer.write(segments)
+        rest = block.length(*SIZE) - 9 if half in segments else 0  # of which boi 2 * 3 img and three codes and eol are
+        room = (160 - len(prompt) if max_tokens is None else max_tokens) - rest - 1
+        assert all(len(page.ids) <= len(prompt) + rest + room + 1 for page in pages)
+        longest = {
+            codes: max(block.length(*shape) for shape in shapes if np.prod(shape) <= codes) for codes in range(1, 161)
+        }
+        fit = max(codes for codes in longest if blocks * longest[codes] <= room)
+        found = most_codes(sampler, segments, "", blocks, max_tokens, "image")
+        assert found <= fit
+        assert longest[found] + 8 > longest[fit]
+    short = tasks.page(sampler, ["plum"], 12, blocks=1, max_codes=4)
+    assert len({page.blocks()[0].size for page in short}) > 1
+    assert all(page.blocks()[0].size <= 4 for page in short)
+
+
+def test_a_page_without_room_for_its_pictures_says_what_to_shorten(sampler: Sampler) -> None:
+    long = "apple " * 30
+    given = len(sampler.writer.write([long]))
+    smallest = sampler.grammar.blocks["image"].length(1, 1)
+    with pytest.raises(
+        ValueError, match="max_tokens=9, and blocks=1 of image need 10 or more: raise it, or ask for fewer"
+    ):
+        tasks.page(sampler, ["plum"], blocks=1, max_tokens=smallest)
+    [page] = tasks.page(sampler, ["plum"], blocks=1, max_tokens=smallest + 1)
+    assert page.blocks()[0].shape == (1, 1)
+    blocks = (160 - given) // smallest + 1
+    left = f"a prompt of {given} tokens leaves {160 - given} of the context of 160, and blocks={blocks} of image need "
+    with pytest.raises(ValueError, match=f"{left}{blocks * smallest + 1} or more: shorten it, or ask for fewer blocks"):
+        tasks.page(sampler, [long], blocks=blocks)
+    with pytest.raises(ValueError, match="cannot draw 'depth': the model has image"):
+        tasks.page(sampler, ["plum"], modality="depth")
     with pytest.raises(ValueError, match="blocks of any size may be that long: name their size, or max_codes"):
-        tasks.page(sampler, ["plum"], blocks=1)
+        sampler.sample([Prompt(("plum",), {"min_blocks": 1})])
