@@ -6,7 +6,7 @@ Dimensions: H rows and W columns of codes.
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -14,12 +14,13 @@ from PIL import Image
 from ..model.bundle import Omnigram
 from ..model.generation import tasks
 from ..model.generation.choice import Sampling
-from ..model.generation.events import Event, Finished
+from ..model.generation.events import Finished
 from ..model.generation.prompts import Prompt, Sample
 from ..model.generation.ranking import best_of
 from ..model.generation.sampler import Sampler
 from .drawing_progress import DrawingProgress
 
+T = TypeVar("T")
 SAMPLE, COMPLETE, JOINT = "sample", "complete", "joint"
 
 
@@ -37,6 +38,14 @@ class Drawn(NamedTuple):
     words: str | None
     seed: int
     picture: Image.Image
+
+
+class Outcome(NamedTuple):
+    """Pictures in order, whether these are all, and how many others were drawn but neither ranked nor decoded."""
+
+    drawn: list[Drawn]
+    whole: bool
+    waiting: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,41 +136,67 @@ class Drawing:
             raise ValueError(f"the record does not tell how it was drawn: {fault}") from None
 
 
-def carry_out(omnigram: Omnigram, drawing: Drawing, batch_size: int) -> tuple[list[Drawn], bool]:
-    """What was drawn, in order, and whether all of it was: an interruption keeps the pictures that are finished."""
-    sampler, samples, whole = omnigram.sampler, dict[int, Sample](), True
-    prompts = drawing.prompts(sampler)
-    tokens = None if drawing.command == JOINT else prompts[0].limits["max_tokens"]  # words end where they like
-    try:
-        with DrawingProgress(f"omnigram {drawing.command}", len(prompts), tokens) as progress:
+def carry_out(omnigram: Omnigram, drawing: Drawing, batch_size: int) -> Outcome:
+    """Draw the samples, of several take the best one, decode: an interruption ends the stage that is running.
 
-            def watch(event: Event) -> None:
-                if isinstance(event, Finished):
-                    samples[event.prompt] = event.sample
-                progress(event)
-
-            sampler.sample(prompts, drawing.sampling, batch_size, watch)
-    except KeyboardInterrupt:
-        whole = False
-    return [*_drawn(omnigram, drawing, prompts, samples)], whole
-
-
-def _drawn(
-    omnigram: Omnigram, drawing: Drawing, prompts: Sequence[Prompt], samples: Mapping[int, Sample]
-) -> Iterator[Drawn]:
-    """The pictures of which every sample is finished; of several the best one."""
-    k = drawing.best_of
+    The next ones go on with what it finished. `tasks.draw` and the like, which draw and rank in one call, would give
+    all or nothing.
+    """
+    prompts, k = drawing.prompts(omnigram.sampler), drawing.best_of
+    finished, all_drawn = _until_interrupted(_samples(omnigram, drawing, prompts, batch_size))
+    samples = dict(finished)
     numbers = [n for n in range(len(drawing.asked)) if all(k * n + i in samples for i in range(k))]
-    codes = {k * n + i: samples[k * n + i].blocks()[-1] for n in numbers for i in range(k)}
-    chosen = list(codes)
-    if k > 1:
-        words = [drawing.asked[n].words or "" for n in numbers]
-        chosen = [chosen[place] for place in best_of(omnigram.sampler, words, list(codes.values()), k)]
-    for number, prompt in zip(numbers, chosen, strict=True):
-        words = drawing.asked[number].words
-        if drawing.command == JOINT:
-            words = samples[prompt].text.strip()
-        yield Drawn(number, words, prompts[prompt].seed, omnigram.codec.picture(codes[prompt]))
+    chosen, all_ranked = _until_interrupted(_best(omnigram, drawing, numbers, samples, batch_size))
+    drawn, all_decoded = _until_interrupted(_decoded(omnigram, drawing, prompts, chosen))
+    return Outcome(drawn, all_drawn and all_ranked and all_decoded, len(numbers) - len(drawn))
+
+
+def _until_interrupted(stage: Iterator[T]) -> tuple[list[T], bool]:
+    """What a stage finishes, and whether it came to its end."""
+    finished: list[T] = []
+    try:
+        for one in stage:
+            finished.append(one)  # one by one: the list has to outlive the interruption
+    except KeyboardInterrupt:
+        return finished, False
+    return finished, True
+
+
+def _samples(
+    omnigram: Omnigram, drawing: Drawing, prompts: Sequence[Prompt], batch_size: int
+) -> Iterator[tuple[int, Sample]]:
+    """Each sample with the number of its prompt, as it is finished."""
+    tokens = None if drawing.command == JOINT else prompts[0].limits["max_tokens"]  # words end where they like
+    with DrawingProgress(f"omnigram {drawing.command}", len(prompts), tokens) as progress:
+        for event in omnigram.sampler.stream(prompts, drawing.sampling, batch_size):
+            if isinstance(event, Finished):
+                yield event.prompt, event.sample
+            progress(event)
+
+
+def _best(
+    omnigram: Omnigram, drawing: Drawing, numbers: Sequence[int], samples: Mapping[int, Sample], batch_size: int
+) -> Iterator[tuple[int, int, Sample]]:
+    """(picture, prompt, sample): of each picture the one sample, or the best one, ranked about `batch_size` at once."""
+    k = drawing.best_of
+    at_once = max(1, batch_size // k)
+    for start in range(0, len(numbers), at_once):
+        part = numbers[start : start + at_once]
+        candidates = [k * number + i for number in part for i in range(k)]
+        if k > 1:
+            words = [drawing.asked[number].words or "" for number in part]
+            codes = [samples[prompt].blocks()[-1] for prompt in candidates]
+            candidates = [candidates[place] for place in best_of(omnigram.sampler, words, codes, k)]
+        for number, prompt in zip(part, candidates, strict=True):
+            yield number, prompt, samples[prompt]
+
+
+def _decoded(
+    omnigram: Omnigram, drawing: Drawing, prompts: Sequence[Prompt], chosen: Sequence[tuple[int, int, Sample]]
+) -> Iterator[Drawn]:
+    for number, prompt, sample in chosen:
+        words = sample.text.strip() if drawing.command == JOINT else drawing.asked[number].words
+        yield Drawn(number, words, prompts[prompt].seed, omnigram.codec.picture(sample.blocks()[-1]))
 
 
 def _written(codes: Any) -> list[str]:

@@ -1,7 +1,8 @@
 """Drawing into files: one page, or a file for each picture, each with the record by which it can be drawn again."""
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ from .drawing_options import add_model, add_speed
 if TYPE_CHECKING:
     from ..model.bundle import Omnigram
     from .drawing import Drawing
+
+LARGE = 10**9  # bytes of weights that take seconds to hash
 
 
 def add_files(command: argparse.ArgumentParser, out: str | None) -> None:
@@ -37,29 +40,34 @@ def draw_and_save(
     drawing: "Drawing",
     options: argparse.Namespace,
     files: Sequence[Path],
+    known: Mapping[str, str] | None = None,
 ) -> int:
-    """Draw, and write what was finished. KeyboardInterrupt, which says so, if that is not all."""
+    """Draw, and write what was finished. KeyboardInterrupt, which says so, if that is not all.
+
+    known: the `identities`, where they were asked for before
+    """
     from .drawing import JOINT, carry_out
     from .picture_files import save
     from .pictures_page import contact_sheet
 
-    drawn, whole = carry_out(omnigram, drawing, options.batch_size)
-    shared = _shared_record(omnigram, options)
+    shared = _shared_record(omnigram, options, known or identities(omnigram, options))  # may take long: before drawing
+    drawn, whole, waiting = carry_out(omnigram, drawing, options.batch_size)
     if options.separate:
         for one in drawn:
             save(one.picture, files[one.number], drawing.to_record([one]) | shared)
     elif drawn:
         captions = None
-        if drawing.command == JOINT or len({asked.words for asked in drawing.asked}) > 1:
+        if drawing.command == JOINT or len({one.words for one in drawn}) > 1:
             captions = [one.words or "" for one in drawn]
         sheet = contact_sheet([one.picture for one in drawn], captions, drawing.columns if whole else None)
         save(sheet, files[0], drawing.to_record(drawn) | shared)
     if not whole:
-        raise KeyboardInterrupt(f"{len(drawn)} of {len(drawing.asked)} pictures were finished and saved")
+        left = f", {waiting} more were drawn but not ranked or decoded yet" if waiting else ""
+        raise KeyboardInterrupt(f"{len(drawn)} of {len(drawing.asked)} pictures were finished and saved{left}")
     return 0
 
 
-def _shared_record(omnigram: "Omnigram", options: argparse.Namespace) -> dict[str, Any]:
+def _shared_record(omnigram: "Omnigram", options: argparse.Namespace, known: Mapping[str, str]) -> dict[str, Any]:
     """What a record says of the model and the machine, whatever was drawn."""
     from ..data.artefact import provenance
 
@@ -69,7 +77,7 @@ def _shared_record(omnigram: "Omnigram", options: argparse.Namespace) -> dict[st
         "separate": options.separate,
         "patch": omnigram.patch,
         "model": options.model,
-        "identities": identities(omnigram, options),
+        "identities": dict(known),
         "device": omnigram.model.device.type,
         "compile": options.compile,
         **provenance(),
@@ -77,8 +85,10 @@ def _shared_record(omnigram: "Omnigram", options: argparse.Namespace) -> dict[st
 
 
 def identities(omnigram: "Omnigram", options: argparse.Namespace) -> dict[str, str]:
-    """Of the vocabulary, the tokenizers and the weights."""
+    """Of the vocabulary, the tokenizers and the weights; these are hashed, which a line tells if it takes long."""
     from ..data.artefact import file_sha256, identity
 
     weights = sorted(Path(options.model).glob("*.safetensors"))
+    if (size := sum(file.stat().st_size for file in weights)) > LARGE:
+        print(f"omnigram {options.command}: hashing {size / 1e9:.1f} GB of weights for the record", file=sys.stderr)
     return {**omnigram.card.identities, "weights": identity([file_sha256(file) for file in weights])}

@@ -42,8 +42,8 @@ def schedule(text: str) -> tuple[tuple[float, float], ...]:
         ) from None
 
 
-# field of Sampling: kind, how its value is shown, what it says
-SETTINGS: dict[str, tuple[Callable[[str], object], str, str]] = {
+# field of Sampling: kind, how its value is shown or which values there are, what it says
+SETTINGS: dict[str, tuple[Callable[[str], object], str | tuple[str, ...], str]] = {
     "temperature": (float, "T", "above 0 draws by chance, 0 takes the likeliest each time"),
     "top_k": (int, "K", "only among the K likeliest, 0 for all"),
     "top_p": (float, "P", "only among the likeliest that together have probability P, 1 for all"),
@@ -51,7 +51,7 @@ SETTINGS: dict[str, tuple[Callable[[str], object], str, str]] = {
     "repetition_penalty": (float, "R", "above 1 avoids codes or words that are there already, 1 for none"),
     "guidance": (float, "S", "how much the words count, 1 for no guidance"),
     "picture_guidance": (float, "S", "how much the examples' pictures count apart from words: a third branch"),
-    "guidance_space": (str, "SPACE", "in which guidance is computed: logits, or log_softmax"),
+    "guidance_space": (str, ("logits", "log_softmax"), "space in which guidance is computed"),
     "guidance_schedule": (
         schedule,
         "SCHEDULE",
@@ -68,7 +68,10 @@ def add_sampling(command: argparse.ArgumentParser, title: str, names: Sequence[s
     group = command.add_argument_group(title)
     for name in names:
         kind, shown, says = SETTINGS[name]
-        group.add_argument(flag(name, before), dest=f"{before}{name}", type=kind, metavar=shown, help=says)
+        metavar, choices = (shown, None) if isinstance(shown, str) else (None, shown)
+        group.add_argument(
+            flag(name, before), dest=f"{before}{name}", type=kind, metavar=metavar, choices=choices, help=says
+        )
 
 
 def add_model(command: argparse.ArgumentParser) -> None:

@@ -230,14 +230,15 @@ def draw_again(options: argparse.Namespace) -> int:
     files = files_of(options, len(drawing.asked))
     options.separate |= alone  # a picture and no page, whose file needs no number
     omnigram = load(options)
-    for name, now in identities(omnigram, options).items():
+    known = identities(omnigram, options)
+    for name, now in known.items():
         then = record.get("identities", {}).get(name, "none")
         if then != now:
             raise ValueError(
                 f"{file} was drawn by {record.get('model')} with {name} {then[:12]}, --model {options.model} has "
                 f"{now[:12]}: name the model that drew it"
             )
-    return draw_and_save(omnigram, drawing, options, files)
+    return draw_and_save(omnigram, drawing, options, files, known)
 
 
 def _check(options: argparse.Namespace) -> None:

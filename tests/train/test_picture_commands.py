@@ -1,64 +1,29 @@
-"""Pictures from the shell: each tells how it was drawn and is drawn again so; an interruption keeps what is there."""
+"""Pictures from the shell: each tells how it was drawn and is drawn again so; a mistake is one line."""
 
 import io
 import itertools
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from made_export import made_export
+from made_drawings import drawn, pixels, record
 from PIL import Image
-from PIL.PngImagePlugin import PngImageFile
 from rich.console import Console
 
 from omnigram.model.bundle import Omnigram
-from omnigram.model.generation import BlockRows, Event, Finished, Sample, Sampling, Tokens
+from omnigram.model.generation import BlockRows, Finished, Sample, Sampling, Tokens
+from omnigram.model.generation.guidance import SPACES
 from omnigram.train.cli import main
+from omnigram.train.drawing_options import SETTINGS
 from omnigram.train.drawing_progress import DrawingProgress
 
-
-@pytest.fixture(scope="module")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the exports `model`, `other` with other weights, and `foreign` of another image tokenizer."""
-    folder = tmp_path_factory.mktemp("exports")
-    made_export(folder / "model")
-    made_export(folder / "other", seed=1)
-    made_export(folder / "foreign", image_seed=1)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def there(exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty folder, but for links to the exports and a picture."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("OMNIGRAM_DEBUG", raising=False)
-    for folder in exports.iterdir():
-        (tmp_path / folder.name).symlink_to(folder)
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)).save("shown.png")
+pytestmark = pytest.mark.usefixtures("there")
 
 
 def model() -> Omnigram:
     return Omnigram.from_pretrained("model")
-
-
-def pixels(file: str | Path) -> list[Any]:
-    with Image.open(file) as picture:
-        return np.array(picture.convert("RGB")).tolist()
-
-
-def record(file: str | Path) -> dict[str, Any]:
-    with Image.open(file) as picture:
-        assert isinstance(picture, PngImageFile)
-        inside = json.loads(picture.text["omnigram"])
-    assert inside == json.loads(Path(file).with_suffix(".json").read_text())
-    return inside
-
-
-def drawn(arguments: str) -> None:
-    assert main([*arguments.split(), "--model", "model"]) == 0
 
 
 def test_a_page_tells_how_it_was_drawn(capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,63 +103,6 @@ def test_guesses_of_a_smaller_model_change_nothing() -> None:
     assert pixels("plain.png") == pixels("drafted.png")
 
 
-class Interrupted(DrawingProgress):
-    """Ctrl-C as soon as so many pictures are finished."""
-
-    after = 0
-
-    def __call__(self, event: Event) -> None:
-        super().__call__(event)
-        if self.finished == self.after:
-            raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize(
-    ("arguments", "after", "count", "files"),
-    [
-        ("sample apple pear -n 2 --batch-size 1", 3, "3 of 4", {"sample.png"}),
-        ("sample apple -n 3 --batch-size 1 --separate", 2, "2 of 3", {"sample-1.png", "sample-2.png"}),
-        ("sample apple -n 3 --best-of 2 --batch-size 1", 3, "1 of 3", {"sample.png"}),
-        ("complete shown.png --rows 1 -n 2 --batch-size 1", 1, "1 of 2", {"complete.png"}),
-        ("joint -n 2 --max-tokens 4 --batch-size 1", 1, "1 of 2", {"joint.png"}),
-        ("sample apple -n 3", 0, "0 of 3", set()),
-    ],
-)
-def test_an_interruption_keeps_what_is_finished(
-    arguments: str,
-    after: int,
-    count: str,
-    files: set[str],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    before = set(os.listdir())
-    with monkeypatch.context() as patch:
-        patch.setattr("omnigram.train.drawing.DrawingProgress", Interrupted)
-        patch.setattr(Interrupted, "after", after)
-        assert main([*arguments.split(), "--model", "model"]) == 130
-    shown = capsys.readouterr()
-    assert shown.err == f"omnigram: interrupted; {count} pictures were finished and saved\n"
-    assert set(shown.out.split()) == files
-    assert set(os.listdir()) - before == {name for file in files for name in (file, file.replace(".png", ".json"))}
-    for file in files:
-        drawn(f"again {file} --out again.png")
-        assert pixels("again.png") == pixels(file)
-
-
-def test_nothing_half_written_is_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    before = sorted(os.listdir())
-
-    def save(self: Image.Image, stream: Any, **options: Any) -> None:
-        stream.write(b"half a picture")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Image.Image, "save", save)
-    assert main(["sample", "apple", "--model", "model"]) == 130
-    assert capsys.readouterr().err == "omnigram: interrupted\n"
-    assert sorted(os.listdir()) == before
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -204,6 +112,7 @@ def test_nothing_half_written_is_left(monkeypatch: pytest.MonkeyPatch, capsys: p
         ("sample apple --temperature -1", "temperature -1.0 must be 0 (the likeliest id) or more"),
         ("sample apple --temperature 0 --top-p 0.5", "--top-p 0.5 has no effect at temperature 0"),
         ("sample apple --guidance 1 --guidance-schedule 0:1", "guidance_schedule has no effect without guidance"),
+        ("sample apple --guidance-space probability", "--guidance-space: invalid choice: 'probability' (choose from "),
         ("sample apple --guidance 1 --negative pear", "--negative has no effect without guidance: set --guidance"),
         ("sample apple --best-of 2 --temperature 0", "--best-of 2: at temperature 0 all samples are the same"),
         (
@@ -245,6 +154,10 @@ def test_a_mistake_is_one_line(arguments: str, message: str, capsys: pytest.Capt
     assert shown.err.count("\n") == 1
     assert message in shown.err
     assert sorted(os.listdir()) == before
+
+
+def test_guidance_is_computed_in_the_spaces_that_there_are() -> None:
+    assert SETTINGS["guidance_space"][1] == SPACES
 
 
 def test_top_k_0_is_all_and_the_model_that_drew_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
