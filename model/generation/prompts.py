@@ -3,6 +3,8 @@
 Dimensions: H rows and W columns of codes, T tokens of a document.
 """
 
+import difflib
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +16,8 @@ from ...tokenizers.document_grammar import DocumentGrammar
 from ...tokenizers.published_text import PublishedText
 from ...tokenizers.text import TextTokenizer
 from ...tokenizers.vocabulary import TEXT
+
+LIMITS = tuple(inspect.signature(DocumentGrammar.automaton).parameters)[1:]
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +59,11 @@ class Prompt:
             raise ValueError(f"stop {self.stop!r} is one text: give a list of them, as in [{self.stop!r}]")
         if "" in self.stop:
             raise ValueError("a stop word is empty: every text holds it")
+        for name in self.limits:
+            if name not in LIMITS:
+                near = difflib.get_close_matches(name, LIMITS, 1)
+                known = f"did you mean {near[0]}?" if near else f"there are {', '.join(LIMITS)}"
+                raise ValueError(f"unknown limit {name!r}, {known}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -241,6 +241,16 @@ def test_one_text_is_no_list_of_stop_words(sampler: Sampler) -> None:
         Prompt(stop=[""])
 
 
+def test_limits_that_the_grammar_does_not_have_are_refused(sampler: Sampler) -> None:
+    every = {"sizes": {"image": SIZE}, "modalities": ["image"], "text": True, "min_blocks": 1, "max_blocks": 1,
+             "end_with_block": True, "max_codes": 6, "min_text": 1, "max_tokens": 30}  # fmt: skip
+    assert len(sampler.sample([Prompt((), every)])) == 1
+    with pytest.raises(ValueError, match=r"^unknown limit 'max_block', did you mean max_blocks\?$"):
+        Prompt((), {"text": False, "max_block": 1})
+    with pytest.raises(ValueError, match=f"^unknown limit 'zzz', there are {', '.join(every)}$"):
+        Prompt((), {"zzz": 1})
+
+
 def test_pictures_of_a_page_without_a_size_share_the_room(sampler: Sampler) -> None:
     """The most codes of which every shape fits, counted shape by shape, at the context, max_tokens and half a block."""
     block, half = sampler.grammar.blocks["image"], Block([[1, 2, 3]], size=SIZE)
