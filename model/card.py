@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,7 @@ from .generation.choice import Sampling
 FORMAT_VERSION = 1
 
 
-def _sampling() -> dict[str, Sampling]:
-    return {"text": Sampling(temperature=0.7, top_p=0.9), "image": Sampling(top_p=0.95, guidance=3.0)}
+SAMPLING = {"text": Sampling(temperature=0.7, top_p=0.9), "image": Sampling(top_p=0.95, guidance=3.0)}
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Card:
     grammars: how the blocks of each modality are written; those not named as their registered `Modality` says
     max_side: largest side of a block, in codes
     preprocessing: how a picture becomes pixels; None: over white, fitted to the nearest of `sizes`, -1 .. 1
-    sampling: settings of each modality
+    sampling: settings of each modality; those of the default that a model does not have say nothing
     identities: sha256 of the vocabulary and the tokenizers that the weights were trained with
     """
 
@@ -38,7 +37,7 @@ class Card:
     grammars: Mapping[str, BlockGrammar] = field(default_factory=dict)
     max_side: int = 256
     preprocessing: Preprocessing | None = None
-    sampling: Mapping[str, Sampling] = field(default_factory=_sampling)
+    sampling: Mapping[str, Sampling] = field(default_factory=lambda: dict(SAMPLING))
     identities: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -80,6 +79,16 @@ class Card:
     def example(self, words: str, style: str | None) -> str:
         """`prompt` for words that stand in context: in the style that they name, else in `style`."""
         return self.prompt(words, None if self.prompt(words) == words.strip() and self.styles else style)
+
+    def sampling_of(self, modalities: Sequence[str]) -> dict[str, Sampling]:
+        """The settings of those modalities. ValueError for settings of others, but for the default ones."""
+        for modality, setting in self.sampling.items():
+            if modality not in modalities and setting != SAMPLING.get(modality):
+                raise ValueError(
+                    f"sampling of the card has settings of {modality!r}, and the modalities are "
+                    f"{', '.join(modalities)}: leave {modality!r} out of its sampling"
+                )
+        return {modality: setting for modality, setting in self.sampling.items() if modality in modalities}
 
     def to_json(self) -> str:
         return json.dumps({"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}, indent=2) + "\n"

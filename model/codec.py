@@ -57,7 +57,6 @@ class Codec:
                 there = identities.get(name, "none")
                 raise ValueError(f"the model was trained with {name} {recorded[:12]}, but here is {there[:12]}")
         _check_sizes(vocabulary, text_tokenizer, image_tokenizer)
-        self.card = dataclasses.replace(card, identities=identities)
         self.vocabulary, self.text_tokenizer, self._image_tokenizer = vocabulary, text_tokenizer, image_tokenizer
         self.digit_ids: dict[str, int] = {}  # of the digits, where a grammar writes sizes with them
         if any(block.size == "digits" for block in block_grammars(vocabulary, card.grammars).values()):
@@ -66,6 +65,8 @@ class Codec:
         if "image" in self.grammar.blocks:
             for height, width in card.sizes:
                 self.grammar.blocks["image"].check_size(height, width)
+        sampling = card.sampling_of((TEXT, *self.grammar.blocks))
+        self.card = dataclasses.replace(card, identities=identities, sampling=sampling)
         self.writer = Writer(self.grammar, text_tokenizer)
         self.source = source
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from omnigram.model.bundle import Omnigram
 from omnigram.model.card import Card
 from omnigram.model.codec import Codec
-from omnigram.model.generation import Jacobi, Prompt, tasks
+from omnigram.model.generation import Jacobi, Prompt, Sampling, tasks
 from omnigram.model.register import register
 from omnigram.tokenizers.vocabulary import Vocabulary
 
@@ -87,13 +87,21 @@ def test_a_page_is_text_and_pictures() -> None:
 
 def test_a_model_without_pictures_writes_words() -> None:
     vocabulary = Vocabulary.appended(words().size, codebooks={})
-    model = Omnigram(tiny_model(vocabulary.size), Codec(vocabulary, words(), None, Card(sampling={})))
+    model = Omnigram(tiny_model(vocabulary.size), Codec(vocabulary, words(), None))
+    assert model.card.sampling == {"text": Card().sampling["text"]}
+    assert Card.from_json(model.card.to_json()) == model.card
     [page] = model.page(["plum"], pictures=0, max_tokens=9)
     assert isinstance(page, str)
     assert page.startswith("plum")
     assert len(page) > 4
     with pytest.raises(ValueError, match="this model has no image tokenizer"):
         model.page(["plum"], pictures=1)
+    guided = Card(sampling={"image": Sampling(guidance=2)})
+    refused = "sampling of the card has settings of 'image', and the modalities are text: leave 'image' out of its"
+    with pytest.raises(ValueError, match=refused) as fault:
+        Codec(vocabulary, words(), None, guided)
+    assert "\n" not in str(fault.value)
+    assert tiny_export().card.sampling == CARD.sampling
 
 
 def test_examples_are_worded_in_the_style_they_name_or_that_is_asked_for() -> None:
