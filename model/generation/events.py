@@ -28,7 +28,7 @@ class Tokens:
 class BlockRows:
     """A block has another whole row of codes: `codes` [h, W] of `size` (H, W); whole when h is H.
 
-    Blocks of three axes, and those whose size is open until they end, are told once, when they are whole.
+    Blocks of one axis or three, and those whose size is open until they end, are told once, when they are whole.
     number: of the block in its document, counted from 0, those of the prompt included
     """
 

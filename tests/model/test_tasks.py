@@ -7,7 +7,7 @@ import pytest
 import torch
 from made_samplers import some_codes, tiny_model, tiny_sampler, words
 
-from omnigram.model.generation import Block, Event, Finished, Jacobi, Prompt, Sampler, Sampling, tasks
+from omnigram.model.generation import Block, BlockRows, Event, Finished, Jacobi, Prompt, Sampler, Sampling, tasks
 from omnigram.model.generation.ranking import best_of, words_given_picture
 from omnigram.model.generation.room import most_codes
 from omnigram.tokenizers.grammar import BlockGrammar
@@ -239,6 +239,17 @@ def test_one_text_is_no_list_of_stop_words(sampler: Sampler) -> None:
         tasks.page(sampler, ["plum"], blocks=0, stop="end")
     with pytest.raises(ValueError, match="a stop word is empty"):
         Prompt(stop=[""])
+
+
+@pytest.mark.parametrize(
+    ("size", "told"), [((6,), [(6,)]), ((3, 2), [(1, 2), (2, 2), (3, 2)]), ((3, 1, 2), [(3, 1, 2)])]
+)
+def test_rows_are_told_of_blocks_of_two_axes_alone(size: tuple[int, ...], told: list[tuple[int, ...]]) -> None:
+    grammar = BlockGrammar(len(size), "boi", None, None, content=None, row_end=None, frame_end=None, fixed_size=size)
+    vocabulary = Vocabulary.appended(words().size, codebooks={"image": 11})
+    made = Sampler(tiny_model(vocabulary.size), document_grammar(vocabulary, {}, {"image": grammar}), words())
+    events = list(made.stream([Prompt(("plum",), {"text": False, "min_blocks": 1, "max_blocks": 1})]))
+    assert [event.codes.shape for event in events if isinstance(event, BlockRows)] == told
 
 
 def test_limits_that_the_grammar_does_not_have_are_refused(sampler: Sampler) -> None:
