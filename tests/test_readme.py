@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from omnigram.train.cli import STEPS, main
+from omnigram.train.cli import main
+from omnigram.train.step_commands import STEPS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

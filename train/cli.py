@@ -12,58 +12,14 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib import import_module
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from .step_commands import STEPS, add_step_commands
 
 DEBUG = "OMNIGRAM_DEBUG"
 FAULTY_INPUT, INTERRUPTED = 2, 128 + signal.SIGINT
-SWEEP = "model=nano,micro,small"  # where no model is named
-SWEEPS = Path("runs/sweep")
-MEASURING = ("evaluate.run=", "device=", "threads=", "evaluation.")  # what `evaluate` takes
-
-# command: module, function, what it does, examples
-STEPS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
-    "data": (
-        "shards",
-        "make_shards",
-        "pictures and words -> shards of documents",
-        (
-            "",
-            "data.source.languages=[en,de,ja] data.name=emoji3",
-            "data=folder data.source.path=/my/pictures data.name=mine",
-        ),
-    ),
-    "tokenizer": (
-        "tokenizer",
-        "make_tokenizer",
-        "shards -> a text tokenizer and an image tokenizer",
-        ("", "tokenizer=movqgan", "tokenizer.trainer.max_steps=200 -m tokenizer.quantizer.codebook_size=512,1024"),
-    ),
-    "tokens": (
-        "tokens",
-        "make_tokens",
-        "shards and tokenizers -> shards of tokens",
-        ("", "data=folder data.source.path=/my/pictures data.name=mine"),
-    ),
-    "pretrain": (
-        "pretrain",
-        "pretrain",
-        "tokens -> a trained decoder, with its export and a page of samples",
-        ("", "model=micro trainer.max_steps=200", "experiment=tiny", "-m model=nano,micro seed=0,1"),
-    ),
-    "evaluate": (
-        "evaluate",
-        "evaluate",
-        "measure a finished run again",
-        ("", "evaluate.run=runs/tokenizer/latest", "evaluation.queries=1000"),
-    ),
-}
 
 
 class UsageError(ValueError):
@@ -193,12 +149,7 @@ def make_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
         command.set_defaults(act=act)
         return command
 
-    for name, (_, _, summary, examples) in STEPS.items():
-        step = add(name, summary, examples, run_step)
-        _take_overrides(step)
-        step.add_argument("-m", "--multirun", action="store_true", help="run every combination of key=a,b values")
-    sweep = add("sweep", "pre-train each of several configurations, then compare them", ("", SWEEP), run_sweep)
-    _take_overrides(sweep)
+    add_step_commands(add)
     add_picture_commands(add)
     add_words_commands(add)
     add_conversion_commands(add)
@@ -206,74 +157,6 @@ def make_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     checked.add_argument("path", metavar="PATH", help="folder of a data set, or a .tar file")
     add("version", "the version of this program and of what it stands on", ("",), tell_versions)
     return parser, dict(added.choices)
-
-
-def _take_overrides(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="group=option or key=value, as --show-config lists them"
-    )
-    command.add_argument("--show-config", action="store_true", help="print the configuration as YAML, do nothing")
-
-
-def run_step(options: argparse.Namespace) -> int:
-    """One of the five steps, for every combination of the overrides."""
-    from .compose import compose_each
-
-    module, function, _, _ = STEPS[options.command]
-    combinations = compose_each(options.overrides, options.multirun)
-    if options.show_config:
-        return _show(config for _, config in combinations)
-    if options.command == "evaluate":
-        for override in options.overrides:
-            if not override.lstrip("+").startswith(MEASURING):
-                raise ValueError(
-                    f"{override} has no effect on a run that is finished: `evaluate` takes {', '.join(MEASURING)}…"
-                )
-    step = getattr(import_module(f".{module}", __package__), function)
-    for overrides, config in combinations:
-        if options.multirun:
-            print(f"omnigram {options.command} {' '.join(overrides)}", file=sys.stderr)
-        made = step(config)
-        if isinstance(made, Path):
-            print(made, flush=True)
-    return 0
-
-
-def run_sweep(options: argparse.Namespace) -> int:
-    """Pre-train every combination, then one table and one plot of them."""
-    from .compose import compose_each
-
-    named = any(override.split("=")[0] == "model" for override in options.overrides)
-    combinations = compose_each([*([] if named else [SWEEP]), *options.overrides], multirun=True)
-    first, *others = (config for _, config in combinations)
-    for part in ("data", "tokenizer", "tokens") if first.tokens.tokenizer else ("data", "tokenizer", "tokens", "seed"):
-        if any(config[part] != first[part] for config in others):
-            raise ValueError(
-                f"a sweep compares decoders on the same tokens, but {part} differs: "
-                "run these by `omnigram pretrain -m`, or name one run of tokenizers in tokens.tokenizer="
-            )
-    if options.show_config:
-        return _show(config for _, config in combinations)
-    from ..data.artefact import identity
-    from .pretrain import pretrain
-    from .runs import point_latest
-    from .sweep import summarise_sweep
-
-    runs: list[Path] = []
-    for overrides, config in combinations:
-        print(f"omnigram pretrain {' '.join(overrides)}", file=sys.stderr)
-        runs.append(pretrain(config))
-    folder = summarise_sweep(runs, SWEEPS / identity([run.name for run in runs])[:8])
-    point_latest(folder)
-    print(folder, flush=True)
-    return 0
-
-
-def _show(configs: "Iterable[DictConfig]") -> int:
-    from omegaconf import OmegaConf
-
-    print("---\n".join(OmegaConf.to_yaml(config) for config in configs), end="")
-    return 0
 
 
 def check(options: argparse.Namespace) -> int:

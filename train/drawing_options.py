@@ -178,9 +178,9 @@ def load(options: argparse.Namespace) -> "Omnigram":
 
 def _speculation(options: argparse.Namespace, omnigram: "Omnigram", device: "torch.device") -> "Speculation":
     """How codes are guessed ahead. ValueError for a draft model of other tokenizers."""
-    from ..model.bundle import read_decoder
     from ..model.codec import read_card
     from ..model.generation.speculation import Draft, Jacobi
+    from ..model.stored_decoder import read_decoder
 
     if options.speculation == "jacobi":
         return Jacobi() if options.window is None else Jacobi(options.window)

@@ -22,12 +22,13 @@ from ..data.artefact import file_sha256, publish_folder
 from ..data.loader import Loader, LoaderConfig, Seen
 from ..data.packing import PackedBatch
 from ..data.tokens import TokenDataset
-from ..model.bundle import Omnigram, read_decoder
+from ..model.bundle import Omnigram
 from ..model.codec import CARD, Codec, read_card
 from ..model.configuration import OmnigramConfig
 from ..model.decoder import OmnigramForCausalLM
 from ..model.generation.choice import Sampling
 from ..model.size import flops_per_token
+from ..model.stored_decoder import read_decoder
 from .checkpointing import Checkpoints, Steps, load_step
 from .compose import build
 from .heldout import HeldOut

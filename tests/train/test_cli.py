@@ -14,7 +14,8 @@ import pytest
 from omnigram.data.document import Document, Segment
 from omnigram.data.shards import write_shard
 from omnigram.train import pretrain, shards
-from omnigram.train.cli import STEPS, main
+from omnigram.train.cli import main
+from omnigram.train.step_commands import STEPS
 
 COMMANDS = (*STEPS, "sweep", "sample", "complete", "joint", "again", "caption", "score", "validate", "version")
 
