@@ -99,7 +99,13 @@ def draw_each(
     """A sample for the caption of each picture, codes [H, W] of its size. Sample i has the seed `seed + i`."""
     prompts = []
     for number, picture in enumerate(pictures):
-        limits = {"sizes": {IMAGE: picture.size}, "text": False, "min_blocks": 1, "max_blocks": 1}
+        limits = {
+            "sizes": {IMAGE: picture.size},
+            "modalities": (IMAGE,),
+            "text": False,
+            "min_blocks": 1,
+            "max_blocks": 1,
+        }
         prompts.append(Prompt((picture.wordings[0],), limits, seed + number))
     samples: list[Sample] = sampler.sample(prompts, sampling, batch_size)
     return [sample.blocks(IMAGE)[-1] for sample in samples]
