@@ -4,7 +4,8 @@ Two comparisons at each batch size, each contestant drawing the same words in tu
 guided   ours with guidance 3 in log-softmax space and top-k 2,048, against the recipe that Emu3's documentation
          publishes: unbatched guidance, prefix-constrained `generate` (see peers/emu3.py)
 plain    ours without guidance, against plain `generate`: no guidance, no constraint, no end, as many new ids as the
-         block has. That is the quickest that the peer can be, and what it writes is hardly ever a picture.
+         block has, of all the vocabulary. That is the quickest that the peer can be, and what it writes is hardly ever
+         a picture; ours keeps to the grammar and to top-k.
 
 Both are run with our default vocabulary, and with one of the size of Emu3's, whose head is most of a small decoder:
 there it counts that ours computes only the rows that the grammar allows.
