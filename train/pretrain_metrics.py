@@ -7,9 +7,10 @@
 A number whose split or optional package is missing is None, and a line says so.
 """
 
+import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +173,10 @@ class _Evaluation:
             "retrieval_chance_heldout_style": heldout and heldout.chance,
             "retrieval_queries_heldout_style": len(pairs),
         }
-        sampling = self.model.sampler.sampling[IMAGE]
-        self.numbers |= {f"sampling_{name}": getattr(sampling, name) for name in sampling.__dataclass_fields__}
+        sampling = json.loads(
+            json.dumps(asdict(self.model.sampler.sampling[IMAGE]))
+        )  # its pairs as metrics.json has them
+        self.numbers |= {f"sampling_{name}": value for name, value in sampling.items()}
         if self.out is not None:
             self._pages(self.out, drawn, drawn_pairs)
 
