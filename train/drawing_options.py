@@ -74,6 +74,18 @@ def add_sampling(command: argparse.ArgumentParser, title: str, names: Sequence[s
         )
 
 
+def add_examples(command: argparse._ActionsContainer) -> None:
+    """The captioned pictures that stand before what is asked."""
+    command.add_argument(
+        "--example",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("PICTURE", "WORDS"),
+        help="a captioned picture to look at first; repeatable",
+    )
+
+
 def add_model(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("model")
     group.add_argument("--model", default=EXPORT, metavar="FOLDER", help=f"an export (default {EXPORT})")

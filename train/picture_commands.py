@@ -11,6 +11,7 @@ from .drawing_options import (
     CHOICE,
     GUIDANCE,
     Add,
+    add_examples,
     add_sampling,
     check_counts,
     check_speculation,
@@ -50,14 +51,7 @@ def add_picture_commands(add: Add) -> None:
     what.add_argument("--size", type=size, metavar="HxW", help="in pixels (default: what the model was trained on)")
     what.add_argument("--style", help="one that the model knows (default: its first)")
     what.add_argument("--negative", metavar="WORDS", help="what guidance, above 1, leads away from")
-    what.add_argument(
-        "--example",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("PICTURE", "WORDS"),
-        help="a captioned picture to look at first; repeatable",
-    )
+    add_examples(what)
     what.add_argument(
         "--best-of", type=int, metavar="K", help="of K samples keep the one whose words are likeliest given the picture"
     )

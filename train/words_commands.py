@@ -8,7 +8,7 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .drawing_options import BATCH_SIZE, CHOICE, Add, add_model, add_sampling, check_counts, load, settle
+from .drawing_options import BATCH_SIZE, CHOICE, Add, add_examples, add_model, add_sampling, check_counts, load, settle
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,14 +27,7 @@ def add_words_commands(add: Add) -> None:
     caption.usage = "%(prog)s PICTURE … [options]"
     caption.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files of any size")
     what = caption.add_argument_group("what is written")
-    what.add_argument(
-        "--example",
-        nargs=2,
-        action="append",
-        default=[],
-        metavar=("PICTURE", "WORDS"),
-        help="a captioned picture to look at first; repeatable",
-    )
+    add_examples(what)
     what.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="words end before the first of it; repeatable"
     )

@@ -22,7 +22,8 @@ from .speculation import Draft, DraftGuesser, Guesser, Jacobi, JacobiGuesser, Sp
 class Statistics:
     """What a call has cost so far.
 
-    forwards: of the model, those that read prompts included; tokens: ids written, those that were forced included
+    forwards: times that all rows were fed to the model, those that read prompts included
+    tokens: ids written, those that were forced included
     choices: ids that the grammar did not force; guessed, confirmed: codes guessed ahead, and how many were right
     seconds: of the steps, without what a reader of the stream does between them
     """
