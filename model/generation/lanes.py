@@ -9,12 +9,15 @@ Dimensions: N lanes, T tokens that are fed to the longest, M tokens fed to all, 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo
+from torch.compiler import set_stance
 from torch.fx.experimental import _config as shapes
 from transformers import PreTrainedModel
 
@@ -40,7 +43,7 @@ class Lane:
 
 
 Feed = tuple[Lane, Sequence[int]]  # a lane and the ids that follow in it, one at least
-Step = Callable[..., Float[Tensor, "n t d"]]  # `run`, or what torch.compile made of it
+Step = Callable[..., Float[Tensor, "n t d"]]  # `run`, or what a `CompiledRun` does in its place
 
 
 class Lanes:
@@ -51,9 +54,8 @@ class Lanes:
         self.model = model
         self._step = step or run
         self._lanes: list[Lane] = []
-        self._store = Store(model.config, lanes + 1, length + _SPARE, model.dtype, model.device)
-        if step is not None:
-            self.open()  # a spare one: torch.compile would make another program for a single lane
+        self._least = 1 if step is None else 2  # torch.compile would make another program for a single lane
+        self._store = Store(model.config, max(lanes, self._least), length + _SPARE, model.dtype, model.device)
 
     def __len__(self) -> int:
         return len(self._lanes)
@@ -116,12 +118,14 @@ class Lanes:
         The others get padding behind their ends, which is written over later.
         """
         if 2 * len(feeds) < len(self._lanes):
-            return self._feed(feeds, parts)
+            self._feed(feeds, parts)
+            return
         given = dict(feeds)
-        return self._feed([(lane, given.get(lane, ())) for lane in self._lanes], parts, whole=True)
+        spare = [Lane(slot) for slot in range(len(self._lanes), self._least)]
+        self._feed([(lane, given.get(lane, ())) for lane in (*self._lanes, *spare)], parts, whole=True)
 
     def _feed(self, feeds: Sequence[Feed], parts: list[Tensor], whole: bool = False) -> None:
-        """One forward. whole: the feeds are those of all lanes, in order."""
+        """One forward. whole: the feeds are those of all lanes in the order of their slots, and perhaps a spare one."""
         width = max(len(ids) for _, ids in feeds)
         lengths = np.array([lane.length for lane, _ in feeds])
         padded = np.zeros((len(feeds), width), dtype=np.int64)
@@ -130,7 +134,7 @@ class Lanes:
             padded[number, : len(ids)] = ids
             lane.length += len(ids)
             lane.base = base + number * width if ids else lane.base
-        self._store.reserve(len(self._lanes), int(lengths.max()) + width)
+        self._store.reserve(max(len(self._lanes), self._least), int(lengths.max()) + width)
         device = self.model.device
         slots = None if whole else torch.tensor([lane.slot for lane, _ in feeds]).to(device)
         positions = torch.from_numpy(lengths[:, None] + np.arange(width)).to(device)
@@ -140,16 +144,44 @@ class Lanes:
         parts.append(hidden.flatten(0, 1))
 
 
-def compiled() -> Step:
-    """`run` through torch.compile: one program for one id a lane and one for several, whatever their numbers."""
-    step = torch.compile(run, dynamic=True)
-
-    def call(*arguments: Any) -> Float[Tensor, "n t d"]:
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """How programs are made: numbers of the model, such as the epsilon of a norm, are constants of the program."""
+    with (
         # two sizes that are equal once, such as lanes and ids, are not taken to be always equal
-        with shapes.patch(use_duck_shape=False):  # pyright: ignore[reportAttributeAccessIssue] (made at import)
-            return step(*arguments)
+        shapes.patch(use_duck_shape=False),  # pyright: ignore[reportAttributeAccessIssue] (made at import)
+        dynamo.patch(specialize_float=True),  # pyright: ignore[reportAttributeAccessIssue] (likewise)
+    ):
+        yield
 
-    return call
+
+class CompiledRun:
+    """`run` of one model through torch.compile: a program for one id a lane, one for several, whatever their numbers.
+
+    Before a program runs, torch.compile looks whether all that it was made of is as it was, module by module: a fifth
+    of a step of a small model. So that is done once a call for each of the programs.
+    """
+
+    def __init__(self) -> None:
+        # programs belong to a code object: with one of its own a model never meets those of another
+        own = FunctionType(run.__code__.replace(), run.__globals__, run.__name__)
+        self._step = torch.compile(own, dynamic=True)
+
+    def of_a_call(self) -> Step:
+        """For one call of the sampler, during which the model stays what it is."""
+        met: set[bool] = set()
+
+        def step(
+            model: PreTrainedModel, store: list[Tensor], ids: Int[Tensor, "n t"], *others: Any
+        ) -> Float[Tensor, "n t d"]:
+            if (several := ids.shape[1] > 1) in met:
+                with set_stance(skip_guard_eval_unsafe=True):
+                    return self._step(model, store, ids, *others)
+            met.add(several)
+            with _compiling():
+                return self._step(model, store, ids, *others)
+
+        return step
 
 
 def run(

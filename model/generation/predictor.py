@@ -10,6 +10,7 @@ Dimensions: N choices, K ids allowed, M ids fed, D width of the model.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -97,17 +98,18 @@ class Predictor:
 
     def logits(self, asked: Sequence[tuple[Row, Choice]], allowed: Allowed) -> Float[Tensor, "n k"]:
         """Of the ids allowed at choices that allow the same; guided, where a code of a guided block is due."""
-        full = self._logits(asked, allowed, None)
         if allowed.modality not in self._guided:
-            return full
+            return self._logits(asked, allowed, None)[0]
         setting = self._settings[allowed.modality]
-        shares = [share_at(setting.guidance_schedule, row.place(choice)) for row, choice in asked]
-        without, pictures, picture_scale = self._logits(asked, allowed, "without"), None, None
-        if setting.picture_guidance is not None:
-            pictures = self._logits(asked, allowed, "pictures")
+        schedule = setting.guidance_schedule
+        shares = [share_at(schedule, row.place(choice)) if schedule else 1.0 for row, choice in asked]
+        pictures, picture_scale = None, None
+        if setting.picture_guidance is None:
+            full, without = self._logits(asked, allowed, None, "without")
+        else:
+            full, without, pictures = self._logits(asked, allowed, None, "without", "pictures")
             picture_scale = scaled(setting.picture_guidance, shares)
-        scale = scaled(setting.guidance, shares)
-        return guide(full, without, scale, pictures, picture_scale, setting.guidance_space)
+        return guide(full, without, scaled(setting.guidance, shares), pictures, picture_scale, setting.guidance_space)
 
     def hold(self, row: Row, length: int) -> None:
         """Only the first `length` ids of a row still hold: what was fed behind them is taken back."""
@@ -123,15 +125,16 @@ class Predictor:
             self._lanes.close(lane)
 
     def _logits(
-        self, asked: Sequence[tuple[Row, Choice]], allowed: Allowed, branch: str | None
-    ) -> Float[Tensor, "n k"]:
-        """Of one branch; where a row has none of that name, of its own document."""
+        self, asked: Sequence[tuple[Row, Choice]], allowed: Allowed, *branches: str | None
+    ) -> tuple[Float[Tensor, "n k"], ...]:
+        """Of each branch; where a row has none of that name, of its own document."""
         places = []
-        for row, choice in asked:
-            held = self._held[row]
-            context = getattr(row.block, branch) if branch and row.block else None
-            places.append(held.others.get(context, held.full).origin + choice.length - 1)
-        return self.head.logits(self._hidden[places], allowed)
+        for branch in branches:
+            for row, choice in asked:
+                held = self._held[row]
+                context = getattr(row.block, branch) if branch and row.block else None
+                places.append(held.others.get(context, held.full).origin + choice.length - 1)
+        return self.head.logits(self._hidden[torch.tensor(places)], allowed).chunk(len(branches))
 
     def _change_block(self, held: _Held, block: OpenBlock | None) -> None:
         """Other lanes than the row's own are those of its open block."""

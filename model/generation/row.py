@@ -28,7 +28,7 @@ class Choice(NamedTuple):
 class Beginning:
     """What rows of one prompt share: ids of the prompt, what may follow them, and where its whole blocks lie.
 
-    negative: the ids that stand before a block in the branch without the prompt; tokens: that room is made for at once
+    negative: the ids that stand before a block in the branch without the prompt; tokens: that may be asked for
     """
 
     ids: tuple[int, ...]
@@ -56,7 +56,7 @@ class Row:
 
     def __init__(self, number: int, prompt: Prompt, beginning: Beginning, writer: Writer) -> None:
         """number: of the prompt in the call."""
-        self.number, self.seed, self.given, self.tokens = number, prompt.seed, len(beginning.ids), beginning.tokens
+        self.number, self.seed, self.given = number, prompt.seed, len(beginning.ids)
         self.ids = list(beginning.ids)
         self.ahead: list[int] = []  # guessed ids, with those that are forced between them
         self.choices: list[Choice] = []
@@ -75,6 +75,8 @@ class Row:
         if self.state.block is not None:
             self._begin_block(len(self.ids) - self.state.block.at)
         self._go_on()
+        rest = len(layout[0]) - self.block_state.at if (layout := self.layout) else 0
+        self.tokens = max(beginning.tokens, len(self.ids) + rest)  # that room is made for at once
 
     @property
     def done(self) -> bool:

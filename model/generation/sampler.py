@@ -17,7 +17,7 @@ from ...tokenizers.vocabulary import TEXT
 from .choice import Sampling
 from .engine import Engine, Statistics
 from .events import Event, Finished, Watch
-from .lanes import Step, compiled, evaluating
+from .lanes import CompiledRun, Step, evaluating
 from .prompts import Block, Prompt, Sample, Writer
 from .row import Beginning, Row
 from .speculation import Draft, Speculation
@@ -49,7 +49,7 @@ class Sampler:
         self.writer = Writer(grammar, text_tokenizer)
         self.sampling = self._with({modality: Sampling() for modality in (TEXT, *grammar.blocks)}, sampling)
         self.compile, self.speculation, self.statistics = compile, speculation, Statistics()
-        self._compiled: dict[PreTrainedModel, Step] = {}
+        self._compiled: dict[PreTrainedModel, CompiledRun] = {}
 
     @property
     def context(self) -> int:
@@ -162,8 +162,8 @@ class Sampler:
         if not self.compile:
             return None
         if model not in self._compiled:
-            self._compiled[model] = compiled()
-        return self._compiled[model]
+            self._compiled[model] = CompiledRun()
+        return self._compiled[model].of_a_call()
 
     def _check_vocabulary(self, model: PreTrainedModel, name: str) -> None:
         if model.config.vocab_size != self.vocabulary.size:

@@ -232,7 +232,7 @@ def test_room_is_made_for_the_branches_that_are_asked_for(
     made, reserve = Store.__init__, Store.reserve
 
     def recorded(self: Store, config: Any, lanes: int, *rest: Any) -> None:
-        rooms.append(lanes - 1)  # but for the spare one
+        rooms.append(lanes)
         made(self, config, lanes, *rest)
 
     def never(self: Store, lanes: int, length: int) -> None:
