@@ -51,7 +51,7 @@ evaluate: $(INSTALLED) ## measure a finished run again, ARGS="evaluate.run=runs/
 	$(OMNIGRAM) evaluate $(ARGS)
 
 test: $(INSTALLED) ## the test suite
-	$(VENV)/bin/pytest $(ARGS)
+	$(VENV)/bin/pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 check: $(INSTALLED) ## lint, format and types
 	$(VENV)/bin/ruff check .

@@ -232,9 +232,10 @@ def compare(args: argparse.Namespace, vocabulary: str) -> None:
     if args.compile:
         print(f"compile  {extra:.1f} s in all before the first draws, which are not in the rates")
     if args.profile:
+        name = "compiled" if args.compile else "ours"
         for batch in (args.batches[0], args.batches[-1]):
             words = made_words(0, batch)
-            print_operators(f"ours, guided, batch {batch}", lambda words=words: contest.work("ours", "guided", words))
+            print_operators(f"{name}, guided, batch {batch}", lambda words=words: contest.work(name, "guided", words))
 
 
 def options() -> argparse.ArgumentParser:
@@ -252,7 +253,7 @@ def options() -> argparse.ArgumentParser:
         help="ours as it is configured, and one of the size of Emu3's",
     )
     made.add_argument("--compile", action="store_true", help="ours also with its steps compiled")
-    made.add_argument("--profile", action="store_true", help="print where the time of ours goes")
+    made.add_argument("--profile", action="store_true", help="print where the time of ours goes, compiled if asked for")
     return made
 
 

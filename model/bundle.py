@@ -113,22 +113,23 @@ class Omnigram:
 
     def caption(
         self,
-        picture: Image.Image,
+        picture: Image.Image | None,
         *,
         max_tokens: int = 48,
         examples: Sequence[Example] = (),
         stop: Sequence[str] = (),
         seed: int = 0,
-        sampling: Sampling = tasks.GREEDY,
+        sampling: Sampling | None = None,
         watch: Watch | None = None,
     ) -> str:
         """Words for a picture of any size, by default the likeliest; it is cropped to the nearest size trained on.
 
+        None: words that no picture stands before, by default at temperature 1.
         examples: captioned pictures that stand before it, in context. stop: words end before the first of these.
         """
         [words] = tasks.caption(
             self.sampler,
-            [self.codes(picture)],
+            [None if picture is None else self.codes(picture)],
             max_tokens=max_tokens,
             seed=seed,
             sampling=sampling,

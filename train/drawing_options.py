@@ -112,7 +112,7 @@ def add_speed(command: argparse.ArgumentParser) -> None:
 
 def flag(name: str, before: str = "") -> str:
     """The option of a name."""
-    return f"--{before}{name}".replace("_", "-")
+    return f"-{name}" if len(name) == 1 else f"--{before}{name}".replace("_", "-")
 
 
 def given(options: argparse.Namespace, names: Sequence[str], before: str = "") -> dict[str, object]:

@@ -8,7 +8,18 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .drawing_options import BATCH_SIZE, CHOICE, Add, add_examples, add_model, add_sampling, check_counts, load, settle
+from .drawing_options import (
+    BATCH_SIZE,
+    CHOICE,
+    Add,
+    add_examples,
+    add_model,
+    add_sampling,
+    check_counts,
+    load,
+    refuse,
+    settle,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,19 +32,28 @@ def add_words_commands(add: Add) -> None:
     caption = add(
         "caption",
         "name what a picture shows",
-        ("apple.png", "pictures/*.png", "cat.png --example apple.png apple --example dog.png dog", "cat.png --stop ,"),
+        (
+            "apple.png",
+            "pictures/*.png",
+            "cat.png --example apple.png apple --example dog.png dog",
+            "cat.png --stop ,",
+            "--unconditional -n 8",
+        ),
         describe,
     )
     caption.usage = "%(prog)s PICTURE … [options]"
-    caption.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files of any size")
+    caption.add_argument("pictures", nargs="*", metavar="PICTURE", help="picture files of any size")
     what = caption.add_argument_group("what is written")
+    what.add_argument("--unconditional", action="store_true", help="words for no picture, in place of PICTURE")
+    what.add_argument("-n", type=int, metavar="COUNT", help="how many words for no picture (default 1)")
     add_examples(what)
     what.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="words end before the first of it; repeatable"
     )
     what.add_argument("--max-tokens", type=int, default=48, metavar="N", help="most tokens (default 48)")
     what.add_argument("--seed", type=int, default=0, help="the same seed writes the same words (default 0)")
-    add_sampling(caption, "how words are drawn (what is not given: the likeliest each time)", CHOICE)
+    likeliest = "the likeliest each time, and with --unconditional at temperature 1"
+    add_sampling(caption, f"how words are drawn (what is not given: {likeliest})", CHOICE)
     add_model(caption)
 
     score = add(
@@ -60,26 +80,35 @@ def describe(options: argparse.Namespace) -> int:
     check_counts(options)
     if options.max_tokens < 2:
         raise ValueError(f"--max-tokens {options.max_tokens} must be 2 or more: a word and the end")
-    pictures = [read_picture(name) for name in options.pictures]
+    if options.unconditional:
+        if options.pictures:
+            raise ValueError("PICTURE and --unconditional contradict each other: leave one of them out")
+        refuse(options, ("example",), "shows how pictures are named, and --unconditional names none: leave one out")
+    elif not options.pictures:
+        raise ValueError("nothing to name: give PICTURE, or --unconditional")
+    else:
+        refuse(options, ("n",), "has no effect without --unconditional: a picture gets one caption")
+    pictures = [read_picture(name) for name in options.pictures] or [None] * (options.n or 1)
     examples = [(words, read_picture(name)) for name, words in options.example]
     omnigram = load(options)
-    from ..model.generation import tasks
+    from ..model.generation import Sampling, tasks
 
-    sampling = settle(tasks.GREEDY, options)
+    sampling = settle(Sampling() if options.unconditional else tasks.GREEDY, options)
     shown = [(omnigram.card.example(words, None), omnigram.codes(picture)) for words, picture in examples]
     for start in range(0, len(pictures), BATCH_SIZE):
         part = pictures[start : start + BATCH_SIZE]
         captions = tasks.caption(
             omnigram.sampler,
-            [omnigram.codes(picture) for picture in part],
+            [None if picture is None else omnigram.codes(picture) for picture in part],
             max_tokens=options.max_tokens,
             seed=options.seed + start,
             sampling=sampling,
             examples=shown,
             stop=options.stop,
         )
-        for name, caption in zip(options.pictures[start:], captions, strict=False):
-            print(f"{name}: {caption}" if len(pictures) > 1 else caption, flush=True)
+        for number, caption in enumerate(captions, start):
+            named = len(options.pictures) > 1
+            print(f"{options.pictures[number]}: {caption}" if named else caption, flush=True)
     return 0
 
 

@@ -230,7 +230,10 @@ class Head:
         return self._of(allowed)[0]
 
     def logits(self, hidden: Float[Tensor, "n d"], allowed: Allowed) -> Float[Tensor, "n k"]:
-        """float32 logits (or wider) of the ids allowed."""
+        """float32 logits (or wider) of the ids allowed, computed in the model's own precision as its head does.
+
+        In bfloat16 many logits are equal: noise decides between them, and at temperature 0 the lowest id.
+        """
         logits = hidden @ self._of(allowed)[1].T
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 

@@ -120,26 +120,32 @@ def unprompted(sampler: Sampler, sampling: Settings | None, *modalities: str) ->
 
 def caption(
     sampler: Sampler,
-    codes: Sequence[ArrayLike],
+    codes: Sequence[ArrayLike | None],
     *,
     max_tokens: int = 48,
     seed: int = 0,
-    sampling: Sampling = GREEDY,
+    sampling: Sampling | None = None,
     examples: Sequence[Example] = (),
     stop: Sequence[str] = (),
     modality: str = IMAGE,
     batch_size: int = 64,
     watch: Watch | None = None,
 ) -> list[str]:
-    """Words for each of several pictures, codes [H, W], one at least; by default the likeliest next one each time.
+    """Words for each of several pictures, codes [H, W], one at least; None for words that no picture stands before.
 
     examples: captioned pictures that stand before, each picture with its words behind it
     stop: words end before the first of these
+    sampling: by default the likeliest next one each time, and where there are no pictures at temperature 1
     """
+    if examples and any(picture is None for picture in codes):
+        raise ValueError("examples show how pictures are named: give a picture to name, or no examples")
+    if sampling is None:
+        sampling = Sampling() if all(picture is None for picture in codes) else GREEDY
     before = tuple(piece for text, shown in examples for piece in (Block(shown, modality), text))
     limits = {"max_blocks": 0, "min_text": 1, "max_tokens": max_tokens}
     prompts = [
-        Prompt((*before, Block(picture, modality)), limits, seed + i, stop=stop) for i, picture in enumerate(codes)
+        Prompt((*before, Block(picture, modality)) if picture is not None else (), limits, seed + i, stop=stop)
+        for i, picture in enumerate(codes)
     ]
     return [last_text(sample) for sample in sampler.sample(prompts, {TEXT: sampling}, batch_size, watch)]
 

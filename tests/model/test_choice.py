@@ -84,6 +84,7 @@ def test_a_rows_noise_is_its_own() -> None:
     "settings",
     [
         {"temperature": -1},
+        {"temperature": 1e-38},
         {"top_k": -2},
         {"top_k": 2.5},
         {"top_k": float("inf")},

@@ -140,6 +140,19 @@ def test_a_caption_is_what_comes_last(sampler: Sampler) -> None:
     assert tasks.caption(sampler, [picture], max_tokens=9, stop=[stop]) == [plain[: plain.index(stop)]]
 
 
+def test_words_for_no_picture_are_drawn_by_chance() -> None:
+    made = tiny_sampler()
+    words = tasks.caption(made, [None] * 8, max_tokens=6, seed=3)
+    limits = {"max_blocks": 0, "min_text": 1, "max_tokens": 6}
+    prompts = [Prompt((), limits, seed) for seed in range(3, 11)]
+    assert words == [tasks.last_text(sample) for sample in made.sample(prompts, {"text": Sampling()})]
+    assert len(set(words)) > 1
+    greedy = tasks.caption(made, [None] * 8, max_tokens=6, sampling=tasks.GREEDY)
+    assert len(set(greedy)) == 1
+    with pytest.raises(ValueError, match="examples show how pictures are named"):
+        tasks.caption(made, [None], examples=PAIRS[:1])
+
+
 def test_a_size_takes_only_the_room_that_it_needs(sampler: Sampler) -> None:
     whole = sampler.grammar.blocks["image"].length(*SIZE)
     limits = tasks.to_draw(sampler, "plum", size=SIZE).limits

@@ -46,6 +46,13 @@ def test_captions_are_a_line_each(omnigram: Omnigram, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == f"{expected}\n"
 
 
+def test_words_for_no_picture(omnigram: Omnigram, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = [omnigram.caption(None, max_tokens=8, seed=seed) for seed in (5, 6, 7)]
+    command = ["caption", "--unconditional", "-n", "3", "--seed", "5", "--max-tokens", "8"]
+    assert main([*command, "--model", "model"]) == 0
+    assert capsys.readouterr().out == "".join(f"{words}\n" for words in expected)
+
+
 def test_a_score_is_the_bits_of_each_segment(omnigram: Omnigram, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["score", "red apple", "a.png", "b.png", "--json", "--model", "model"]) == 0
     told = json.loads(capsys.readouterr().out)
