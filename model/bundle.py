@@ -76,6 +76,7 @@ class Omnigram:
         negative: str = "",
         examples: Sequence[Example] = (),
         best_of: int = 1,
+        rank_by: str = "picture",
         batch_size: int = 64,
         watch: Watch | None = None,
     ) -> list[Image.Image]:
@@ -86,8 +87,8 @@ class Omnigram:
 
         negative: words that guidance leads away from
         examples: captioned pictures that stand before the words, in context; their words are worded like `words`
-        best_of: samples drawn for each picture, with seeds from `seed + i * best_of` on; the one is kept whose words
-            are likeliest given the picture
+        best_of: samples drawn for each picture, with seeds from `seed + i * best_of` on, of which the best is kept
+        rank_by: "picture", the likeliest given the words, or "words", the one given which the words are likeliest
         watch: is told each event, see `generation.events`
         """
         texts: list[str | None] = [None]
@@ -106,6 +107,7 @@ class Omnigram:
             negative=negative,
             examples=self._examples(examples, style),
             best=best_of,
+            rank_by=rank_by,
             batch_size=batch_size,
             watch=watch,
         )

@@ -8,6 +8,10 @@ import torch
 from hypothesis import settings
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--samples", type=int, default=1250, help="how many samples of each block grammar are checked")
+
+
 def pytest_configure() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
     torch.set_num_threads(1)

@@ -57,7 +57,7 @@ class Drawing:
     grid: (H, W) of all pictures
     sampling: all settings of each modality that is drawn
     negative, examples: of `sample`; examples are (words, codes [H, W])
-    best_of: of `sample`: samples for each picture
+    best_of, rank_by: of `sample`: samples for each picture, and what makes one the best
     kept: of `complete`: the codes [rows, W] it begins with
     words_first, max_tokens: of `joint`
     columns: of the page that shows them; None makes it nearly square
@@ -70,6 +70,7 @@ class Drawing:
     negative: str = ""
     examples: tuple[tasks.Example, ...] = ()
     best_of: int = 1
+    rank_by: str = "picture"
     kept: tasks.Codes | None = None
     words_first: bool = True
     max_tokens: int = 48
@@ -103,7 +104,8 @@ class Drawing:
         }
         if self.command == SAMPLE:
             examples = [{"words": words, "codes": _written(codes)} for words, codes in self.examples]
-            record |= {"negative": self.negative, "examples": examples, "best_of": self.best_of}
+            record |= {"negative": self.negative, "examples": examples}
+            record |= {"best_of": self.best_of, "rank_by": self.rank_by}
         elif self.command == COMPLETE:
             record["kept"] = _written(self.kept)
         else:
@@ -186,7 +188,7 @@ def _best(
         if k > 1:
             words = [drawing.asked[number].words or "" for number in part]
             codes = [samples[prompt].blocks()[-1] for prompt in candidates]
-            candidates = [candidates[place] for place in best_of(omnigram.sampler, words, codes, k)]
+            candidates = [candidates[place] for place in best_of(omnigram.sampler, words, codes, k, drawing.rank_by)]
         for number, prompt in zip(part, candidates, strict=True):
             yield number, prompt, samples[prompt]
 

@@ -52,8 +52,11 @@ def add_picture_commands(add: Add) -> None:
     what.add_argument("--style", help="one that the model knows (default: its first)")
     what.add_argument("--negative", metavar="WORDS", help="what guidance, above 1, leads away from")
     add_examples(what)
+    what.add_argument("--best-of", type=int, metavar="K", help="of K samples keep the best one")
     what.add_argument(
-        "--best-of", type=int, metavar="K", help="of K samples keep the one whose words are likeliest given the picture"
+        "--rank-by",
+        choices=("picture", "words"),
+        help="the best is the picture likeliest given the words (default), or that given which the words are likeliest",
     )
     what.add_argument("--seed", type=int, default=0, help="the same seed draws the same pictures (default 0)")
     add_sampling(sample, CODES, (*CHOICE, "guidance", "picture_guidance", "guidance_space", "guidance_schedule"))
@@ -139,6 +142,7 @@ def sample_pictures(options: argparse.Namespace) -> int:
         negative=options.negative or "",
         examples=tuple((omnigram.card.example(text, options.style), omnigram.codes(shown)) for text, shown in examples),
         best_of=best_of,
+        rank_by=options.rank_by or "picture",
         columns=options.n if len(words) > 1 < options.n else None,  # a row for each prompt
     )
     return draw_and_save(omnigram, drawing, options, files)
@@ -158,6 +162,8 @@ def _check_sample(options: argparse.Namespace) -> None:
             raise ValueError("the prompt is empty: say in words what to draw")
     if not options.example:
         refuse(options, ("picture_guidance",), "has no effect without --example, whose pictures it weighs: add some")
+    if options.best_of is None:
+        refuse(options, ("rank_by",), "has no effect without --best-of: add it")
     _check(options)
 
 

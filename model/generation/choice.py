@@ -18,7 +18,6 @@ from torch import Tensor
 
 from .guidance import SPACES, Schedule, check_schedule
 
-
 COLDEST = 1e-6  # lower temperatures, 0 apart, make numbers that float32 does not hold
 
 

@@ -41,6 +41,7 @@ def draw(
     negative: str = "",
     examples: Sequence[Example] = (),
     best: int = 1,
+    rank_by: str = "picture",
     modality: str = IMAGE,
     batch_size: int = 64,
     watch: Watch | None = None,
@@ -49,7 +50,8 @@ def draw(
 
     None in place of words draws without any, see `unprompted`.
     examples: captioned pictures that stand before the words, in context
-    best: of so many samples the one that is kept, see `ranking`; picture i has the seeds from `seed + i * best` on
+    best: of so many samples the one that is kept; picture i has the seeds from `seed + i * best` on
+    rank_by: what makes it the best, one of `ranking.RANKINGS`
     """
     texts = [words] if words is None or isinstance(words, str) else list(words)
     captions = [text for text in texts if text is not None]
@@ -68,7 +70,8 @@ def draw(
     drawn = [sample.blocks(modality)[-1] for sample in sampler.sample(prompts, settings, batch_size, watch)]
     if best == 1:
         return drawn
-    return [drawn[number] for number in best_of(sampler, np.repeat(captions, n).tolist(), drawn, best, modality)]
+    kept = best_of(sampler, np.repeat(captions, n).tolist(), drawn, best, rank_by, modality)
+    return [drawn[number] for number in kept]
 
 
 def to_draw(

@@ -1,5 +1,6 @@
 """What people ask for: prompts as training wrote documents, ranking by the plain formula, and the laws of pairs."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from made_samplers import some_codes, tiny_model, tiny_sampler, words
 
 from omnigram.model.generation import Block, BlockRows, Event, Finished, Jacobi, Prompt, Sampler, Sampling, tasks
-from omnigram.model.generation.ranking import best_of, words_given_picture
+from omnigram.model.generation.ranking import best_of, picture_given_words, words_given_picture
 from omnigram.model.generation.room import most_codes
 from omnigram.tokenizers.grammar import BlockGrammar
 from omnigram.tokenizers.modality import document_grammar
@@ -50,17 +51,33 @@ def test_words_given_a_picture_are_those_of_a_plain_forward(sampler: Sampler) ->
         assert found == pytest.approx(expected, abs=1e-8)
 
 
-def test_the_best_of_k_is_the_one_whose_words_are_likeliest(sampler: Sampler) -> None:
+@torch.no_grad()
+def test_a_picture_given_words_is_that_of_a_plain_forward(sampler: Sampler) -> None:
+    vocabulary, automaton = sampler.vocabulary, sampler.grammar.automaton(max_blocks=1)
+    for (text, codes), found in zip(PAIRS, picture_given_words(sampler, PAIRS), strict=True):
+        ids, start = sampler.writer.write([text, Block(codes)]), len(sampler.writer.write([text]))
+        logits = sampler.model(torch.from_numpy(ids)[None]).logits[0]
+        expected = 0.0
+        for place in range(start, len(ids)):  # marks cost nothing, a size what the grammar leaves open
+            allowed = automaton.allowed(automaton.after(ids[:place])).all_ids(vocabulary)
+            expected -= float(logits[place - 1, allowed].log_softmax(0)[allowed == ids[place]])
+        assert found == pytest.approx(expected, abs=1e-8)
+
+
+@pytest.mark.parametrize(("rank_by", "measure"), [("picture", picture_given_words), ("words", words_given_picture)])
+def test_the_best_of_k_is_the_likeliest(sampler: Sampler, rank_by: str, measure: Callable[..., list[float]]) -> None:
     candidates = tasks.draw(sampler, ["red apple", "plum"], 6, size=SIZE, seed=5)
     names = ["red apple"] * 6 + ["plum"] * 6
-    nats = words_given_picture(sampler, list(zip(names, candidates, strict=True)))
+    nats = measure(sampler, list(zip(names, candidates, strict=True)))
     expected = [int(np.argmin(nats[start : start + 3])) + start for start in range(0, 12, 3)]
-    assert best_of(sampler, ["red apple"] * 2 + ["plum"] * 2, candidates, 3) == expected
+    assert best_of(sampler, ["red apple"] * 2 + ["plum"] * 2, candidates, 3, rank_by) == expected
     assert len({number % 3 for number in expected}) > 1
-    kept = tasks.draw(sampler, ["red apple", "plum"], 2, size=SIZE, seed=5, best=3)
+    kept = tasks.draw(sampler, ["red apple", "plum"], 2, size=SIZE, seed=5, best=3, rank_by=rank_by)
     assert np.array_equal(kept, [candidates[number] for number in expected])
     with pytest.raises(ValueError, match="5 pictures for 2 prompts: best of 3 takes 3 for each"):
         best_of(sampler, ["a", "b"], candidates[:5], 3)
+    with pytest.raises(ValueError, match="rank_by 'both' must be one of picture, words"):
+        best_of(sampler, ["a", "b"], candidates[:6], 3, "both")
 
 
 @pytest.mark.parametrize("words_first", [True, False])

@@ -68,6 +68,7 @@ def test_every_command_has_help_with_examples(command: str, capsys: pytest.Captu
         (["data", "data=folder"], "data=folder needs data.name=… and data.source.path=…"),
         (["data", "data=folder", "data.name=a", "data.source.path=nowhere"], "nowhere"),
         (["sample"], "nothing to draw: give WORDS, or --unconditional"),
+        (["sample", "a", "--rank-by", "words"], "--rank-by has no effect without --best-of"),
         (["caption"], "nothing to name: give PICTURE, or --unconditional"),
         (["caption", "a.png", "--unconditional"], "PICTURE and --unconditional contradict each other"),
         (["caption", "a.png", "-n", "2"], "-n has no effect without --unconditional"),

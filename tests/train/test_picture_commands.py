@@ -90,6 +90,13 @@ def test_best_of_keeps_the_seed_that_the_bundle_keeps() -> None:
         assert pixels(f"best-{number}.png") == np.array(picture).tolist()
 
 
+def test_best_of_by_its_words_is_that_of_the_bundle() -> None:
+    drawn("sample apple --best-of 9 --rank-by words --separate --out words.png")
+    picture = {by: model().draw("apple", best_of=9, rank_by=by)[0] for by in ("picture", "words")}
+    assert pixels("words-1.png") == np.array(picture["words"]).tolist() != np.array(picture["picture"]).tolist()
+    assert record("words-1.png")["rank_by"] == "words"
+
+
 def test_pairs_are_those_of_the_bundle() -> None:
     drawn("joint -n 3 --max-tokens 6 --separate --seed 2")
     for number, (words, picture) in enumerate(model().joint(3, max_tokens=6, seed=2), 1):
