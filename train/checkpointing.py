@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,18 @@ class StepModule(LightningModule):
     """A module that counts its own steps: Lightning counts those of each optimizer, and there may be several."""
 
     steps_done: torch.Tensor
+    steps_skipped: torch.Tensor  # of these, without an update
+    skipped_in_a_row: torch.Tensor
     seconds: torch.Tensor  # of training, without the stops between
 
-    def __init__(self) -> None:
+    def __init__(self, max_skipped: int = 0) -> None:
+        """max_skipped: how many steps in a row may be without an update because something is not a finite number."""
         super().__init__()
-        self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64))
+        if max_skipped < 0:
+            raise ValueError(f"max_skipped_steps={max_skipped} must be 0 (stop at once) or more")
+        self.max_skipped = max_skipped
+        for name in ("steps_done", "steps_skipped", "skipped_in_a_row"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.int64))
         self.register_buffer("seconds", torch.zeros((), dtype=torch.float64))
         self.data_state: dict[str, Any] | None = None  # of the data after the last step; None at the start
 
@@ -33,17 +41,26 @@ class StepModule(LightningModule):
         optimizers = self.optimizers()
         return optimizers if isinstance(optimizers, list) else [optimizers]
 
-    def check_loss(self, loss: torch.Tensor, setting: str) -> None:
-        """ValueError for a loss that is not finite, before it reaches weights and checkpoints."""
-        if not torch.isfinite(loss):
-            raise ValueError(f"the loss of step {self.step + 1} is not a finite number: lower {setting}")
+    def may_update(self, setting: str, **numbers: torch.Tensor) -> bool:
+        """Whether all numbers are finite, on every rank: before an update, so that weights and checkpoints stay sound.
 
-    def shorten_gradient(self, module: torch.nn.Module, longest: float, setting: str) -> torch.Tensor:
-        """Shorten the gradient to `longest`; its length before. ValueError if that is not finite, before a step."""
-        length = torch.nn.utils.clip_grad_norm_(module.parameters(), longest)
-        if not torch.isfinite(length):
-            raise ValueError(f"the gradient of step {self.step + 1} is not a finite number: lower {setting}")
-        return length
+        setting: what one would lower. ValueError after more than `max_skipped` steps in a row without an update.
+        """
+        faulty = [name for name, number in numbers.items() if not torch.isfinite(number)]
+        skip = torch.tensor(bool(faulty), device=self.device)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(skip, torch.distributed.ReduceOp.MAX)
+        if not skip:
+            self.skipped_in_a_row.zero_()
+            return True
+        what = f"the {' and '.join(faulty)} of step {self.step + 1}" if faulty else "a number of another rank"
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row > self.max_skipped:
+            row = f", as {self.max_skipped} steps before it" if self.max_skipped else ""
+            raise ValueError(f"{what} is not a finite number{row}: lower {setting}")
+        self.steps_skipped += 1
+        warnings.warn(f"{what} is not a finite number: the step is left out", stacklevel=2)
+        return False
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["data_state"], checkpoint["step"] = self.data_state, self.step
@@ -101,7 +118,7 @@ class Checkpoints(Callback):
     ) -> None:
         assert isinstance(pl_module, StepModule)
         step = pl_module.step
-        if step % self.every == 0 or step >= self.max_steps:
+        if step % self.every == 0 or step >= self.max_steps or trainer.received_sigterm:
             self.save(trainer, step)
         if step >= self.max_steps:
             trainer.should_stop = True

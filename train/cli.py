@@ -1,8 +1,8 @@
 """The command `omnigram`: the steps of the road, and what a trained model is asked for.
 
-A user's mistake is one line on stderr and exit code 2, an interruption one line and 130; OMNIGRAM_DEBUG=1 shows the
-traceback. Each step prints the folder it made, alone, on stdout. Heavy modules are imported by the commands that need
-them, so that `omnigram --help` answers at once.
+A user's mistake is one line on stderr and exit code 2, an interruption one line and 130, SIGTERM while training one
+line and 75, on which schedulers can requeue; OMNIGRAM_DEBUG=1 shows the traceback. Each step prints the folder it made,
+alone, on stdout. Heavy modules are imported by the commands that need them, so that `omnigram --help` answers at once.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from types import FrameType
 from typing import NoReturn
 
 from .step_commands import STEPS, add_step_commands
+from .termination import REQUEUE, Terminated
 
 DEBUG = "OMNIGRAM_DEBUG"
 FAULTY_INPUT, INTERRUPTED = 2, 128 + signal.SIGINT
@@ -43,8 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interruption:
         if os.environ.get(DEBUG):
             raise
-        print(f"omnigram: interrupted{_after(command, interruption)}", file=sys.stderr)
-        return INTERRUPTED
+        terminated = isinstance(interruption, Terminated)
+        how = "terminated" if terminated else "interrupted"
+        print(f"omnigram: {how}{_after(command, interruption)}", file=sys.stderr)
+        return REQUEUE if terminated else INTERRUPTED
     except BrokenPipeError:  # the reader of our output has left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE

@@ -123,12 +123,12 @@ class ImageTokenizerTraining(StepModule):
         return self.settings.discriminator.weight * ratio.detach()
 
     def _update(self, optimizers: list[Any], loss: Tensor, module: nn.Module, rates: str) -> None:
-        self.check_loss(loss, rates)
         module.zero_grad()
         self.manual_backward(loss)
-        self.shorten_gradient(module, self.settings.optimizer.gradient_clip, rates)
-        for optimizer in optimizers:
-            optimizer.step()
+        length = torch.nn.utils.clip_grad_norm_(module.parameters(), self.settings.optimizer.gradient_clip)
+        if self.may_update(rates, loss=loss, gradient=length):
+            for optimizer in optimizers:
+                optimizer.step()
 
     def _log(self, values: dict[str, Any]) -> None:
         scalars = {f"train/{name}": float(torch.as_tensor(value).detach()) for name, value in values.items()}

@@ -25,7 +25,7 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "encoder_blocks decoder_blocks encoder_attention decoder_attention commitment dead_code_threshold l1 l2 "
         "quantizer weight start_step learning_rate muon_learning_rate weight_decay warmup_steps "
         "words_to_picture picture_to_words page text image prefetch z_loss validation_documents sample_pictures "
-        "num_experts balance_loss_weight temperature top_k pad_token_id bos_token_id eos_token_id",
+        "max_skipped_steps num_experts balance_loss_weight temperature top_k pad_token_id bos_token_id eos_token_id",
     ),
     (
         "above 0",

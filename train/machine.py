@@ -10,12 +10,14 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 from transformers.utils import logging as transformers_logging
 
 from .curves import make_loggers
 from .runs import Run
+from .termination import Terminated
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
@@ -92,10 +94,15 @@ def make_trainer(config: DictConfig, run: Run, callbacks: list[Callback], resume
 
 
 def fit(trainer: Trainer, module: LightningModule, batches: DataLoader, checkpoint: Path | None) -> None:
-    """`trainer.fit`, from a checkpoint on; an interruption stays one, where Lightning exits with code 1."""
+    """`trainer.fit`, from a checkpoint on; an interruption stays one, where Lightning exits with code 1.
+
+    Raises Terminated after SIGTERM, once the step that was running is saved.
+    """
     handler = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
+    except SIGTERMException:
+        raise Terminated from None
     except SystemExit:
         signal.signal(signal.SIGINT, handler)  # which Lightning has switched off
         raise KeyboardInterrupt from None

@@ -48,6 +48,7 @@ WATCHING = (
     "validation_documents",
     "sample_pictures",
     "checkpoint_every_n_steps",
+    "max_skipped_steps",
 )
 
 

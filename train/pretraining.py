@@ -43,7 +43,7 @@ class Pretraining(StepModule):
     """
 
     def __init__(self, model: OmnigramForCausalLM, vocabulary: Vocabulary, config: DictConfig) -> None:
-        super().__init__()
+        super().__init__(config.trainer.max_skipped_steps)
         self.automatic_optimization = False
         self.model, self.vocabulary, self.config = model, vocabulary, config
         self.partitions = softmax_partitions(vocabulary) if config.loss.partitioned else None
@@ -75,13 +75,12 @@ class Pretraining(StepModule):
         factor = warmup_cosine(self.step, settings.warmup_steps, self.config.trainer.max_steps, settings.final_ratio)
         scale_learning_rates(optimizers, factor)
         parts = self.loss_parts(batch)
-        rates = named_rates(settings)
-        self.check_loss(parts.loss, rates)
         self.model.zero_grad()
         self.manual_backward(parts.loss / parts.weight.clamp_min(1e-6))
-        length = self.shorten_gradient(self.model, settings.gradient_clip, rates)
-        for optimizer in optimizers:
-            optimizer.step()
+        length = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.gradient_clip)
+        if self.may_update(named_rates(settings), loss=parts.loss, gradient=length):
+            for optimizer in optimizers:
+                optimizer.step()
         self._tokens += batch.num_tokens
         if self.step % self.config.trainer.log_every_n_steps == 0:
             self._log(batch, parts, float(length), learning_rates(optimizers))
@@ -93,6 +92,7 @@ class Pretraining(StepModule):
         values |= {
             "train/loss": float(parts.nats / parts.weight.clamp_min(1e-6)),
             "train/gradient_norm": gradient,
+            "train/steps_skipped": float(self.steps_skipped),
         }
         values |= {f"train/{name}": rate for name, rate in rates.items()}
         if self._clock is not None:

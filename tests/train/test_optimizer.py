@@ -93,10 +93,28 @@ def test_rates_follow_the_schedule_each_from_its_peak() -> None:
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_what_is_not_finite_stops_before_a_step(number: float) -> None:
-    layer = nn.Linear(2, 2)
-    layer.weight.grad, layer.bias.grad = torch.ones(2, 2), torch.tensor([1.0, number])
-    with pytest.raises(ValueError, match=r"the gradient of step 1 is not a finite number: lower a\.rate=3"):
-        StepModule().shorten_gradient(layer, 1.0, "a.rate=3")
-    with pytest.raises(ValueError, match=r"the loss of step 1 is not a finite number: lower a\.rate=3"):
-        StepModule().check_loss(torch.tensor(number), "a.rate=3")
+def test_what_is_not_finite_stops_before_an_update(number: float) -> None:
+    sound, faulty = torch.tensor(1.0), torch.tensor(number)
+    assert StepModule().may_update("a.rate=3", loss=sound, gradient=sound)
+    for numbers, named in (
+        ({"loss": sound, "gradient": faulty}, "the gradient"),
+        ({"loss": faulty, "gradient": faulty}, "the loss and gradient"),
+    ):
+        with pytest.raises(ValueError, match=rf"{named} of step 1 is not a finite number: lower a\.rate=3"):
+            StepModule().may_update("a.rate=3", **numbers)
+
+
+def test_so_many_steps_in_a_row_may_be_left_out() -> None:
+    module, sound, faulty = StepModule(max_skipped=2), torch.tensor(1.0), torch.tensor(float("nan"))
+    for numbers in ([faulty, faulty, sound], [faulty, sound], [faulty, faulty]):
+        for number in numbers:
+            if number is sound:
+                assert module.may_update("a.rate=3", loss=number)
+            else:
+                with pytest.warns(UserWarning, match="the loss of step 1 is not a finite number: the step is left out"):
+                    assert not module.may_update("a.rate=3", loss=number)
+    assert module.steps_skipped == 5
+    with pytest.raises(ValueError, match=r"is not a finite number, as 2 steps before it: lower a\.rate=3"):
+        module.may_update("a.rate=3", loss=faulty)
+    with pytest.raises(ValueError, match="max_skipped_steps=-1 must be 0"):
+        StepModule(-1)

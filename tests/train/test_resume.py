@@ -1,4 +1,4 @@
-"""kill -9 in the middle of training, then the same command: the curves and weights of a run that was never stopped."""
+"""kill -9 or SIGTERM in the middle of training, then the same command: as if the run had never been stopped."""
 
 import os
 import signal
@@ -22,20 +22,21 @@ def curves(path: Path) -> list[tuple[int, str, float]]:
     return sorted(point for point in read_curves(path) if point[1] != "train/tokens_per_second")
 
 
-def kill_after_a_checkpoint(step: str, arguments: list[str], folder: Path, stage: str) -> None:
-    """Start the step and kill it as soon as its stage has a checkpoint of a later step than the first."""
+def stop_after_a_checkpoint(number: signal.Signals, arguments: list[str], folder: Path, stage: str) -> tuple[int, str]:
+    """Start pre-training and send a signal as soon as a stage has its first checkpoint. -> exit code, stderr."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        command(step, arguments), cwd=folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+        command("pretrain", arguments), cwd=folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 200
     while not list(folder.glob(f"runs/{stage}/*/checkpoints/step-*.ckpt")):
         assert process.poll() is None, process.stderr and process.stderr.read().decode()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not list(folder.glob(f"runs/{stage}/*/metrics.json")), "it was finished before it could be killed"
+    process.send_signal(number)
+    _, told = process.communicate()
+    assert not list(folder.glob(f"runs/{stage}/*/metrics.json")), "it was finished before it could be stopped"
+    return process.returncode, told.decode()
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +48,18 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[st
     return folder, arguments
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("stage", ["tokenizer", "pretrain"])
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(
-    stage: str, undisturbed: tuple[Path, list[str]], tmp_path: Path
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
+    stage: str, number: signal.Signals, undisturbed: tuple[Path, list[str]], tmp_path: Path
 ):
     whole, arguments = undisturbed
-    kill_after_a_checkpoint("pretrain", arguments, tmp_path, stage)
+    code, told = stop_after_a_checkpoint(number, arguments, tmp_path, stage)
+    if number == signal.SIGTERM:
+        assert code == 75
+        assert told.splitlines()[-1] == "omnigram: terminated; the same command goes on from here"
+    else:
+        assert code == -signal.SIGKILL
     done = run("pretrain", arguments, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "goes on from step" in done.stderr
