@@ -17,11 +17,13 @@ from transformers.cache_utils import Cache
 class Store:
     """Keys and values: `layers[2 * i]` are the keys of layer i, [lanes, G, length, K], and the next its values."""
 
+    @torch.inference_mode()  # always: a compiled step would take other tensors for another kind of argument
     def __init__(self, config: PreTrainedConfig, lanes: int, length: int, dtype: torch.dtype, device: torch.device):
         shape = (lanes, config.num_key_value_heads, length, config.head_dim)
         # zeros: what a mask hides must still be finite
         self.layers = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(2 * config.num_hidden_layers)]
 
+    @torch.inference_mode()
     def reserve(self, lanes: int, length: int) -> None:
         """Room for so many lanes of so many tokens; what is there is kept."""
         had_lanes, _, had_length, _ = self.layers[0].shape

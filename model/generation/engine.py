@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from ...tokenizers.automaton import Allowed
 from ...tokenizers.vocabulary import TEXT, Vocabulary
 from .choice import Noise, Sampling, choose, penalised
-from .lanes import Step, evaluating
+from .forward import Step, evaluating
 from .predictor import Predictor
 from .row import Choice, Row
 from .speculation import Draft, DraftGuesser, Guesser, Jacobi, JacobiGuesser, Speculation

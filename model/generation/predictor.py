@@ -18,8 +18,10 @@ from transformers import PreTrainedModel
 from ...tokenizers.automaton import Allowed
 from ...tokenizers.vocabulary import Vocabulary
 from .choice import Sampling
+from .forward import Step
 from .guidance import guide, scaled, share_at
-from .lanes import Feed, Head, Lane, Lanes, Step
+from .head import Head
+from .lanes import Feed, Lane, Lanes
 from .row import Choice, OpenBlock, Row
 
 Context = tuple[int, ...]

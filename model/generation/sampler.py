@@ -15,9 +15,10 @@ from ...tokenizers.published_text import PublishedText
 from ...tokenizers.text import TextTokenizer
 from ...tokenizers.vocabulary import TEXT
 from .choice import Sampling
+from .compiled import CompiledRun
 from .engine import Engine, Statistics
 from .events import Event, Finished, Watch
-from .lanes import CompiledRun, Step, evaluating
+from .forward import Step, evaluating
 from .prompts import Block, Prompt, Sample, Writer
 from .row import Beginning, Row
 from .speculation import Draft, Speculation

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from ...tokenizers.automaton import Allowed, GrammarError
-from .lanes import Head, additive, evaluating
+from .forward import additive, evaluating
+from .head import Head
 from .prompts import Piece
 from .sampler import Sampler
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_samplers import Recorded, some_codes, tiny_model, tiny_sampler
+from made_samplers import some_codes, tiny_model, tiny_sampler
 from test_sampler import GUIDED, MIXED, PAGE, PICTURE, WORDS, ids_of
 
 from omnigram.model.generation import (
@@ -23,7 +23,8 @@ from omnigram.model.generation import (
     draw,
 )
 from omnigram.model.generation.cache import Store
-from omnigram.model.generation.lanes import Lanes, evaluating
+from omnigram.model.generation.forward import evaluating
+from omnigram.model.generation.lanes import Lanes
 
 
 @pytest.fixture
@@ -193,35 +194,6 @@ def test_ids_that_were_taken_back_leave_no_trace() -> None:
         hidden = lanes.forward([(one, [12]), (other, [13, 14])])
         expected = model.model(torch.tensor([[1, 2, 3, 7, 12]])).last_hidden_state[0, -1]
         torch.testing.assert_close(hidden[one.base], expected)
-
-
-# torch's own compiler still scripts a class of its own when it is imported
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
-def test_compiled_steps_are_plain_ones_whatever_the_batch(recorded: Recorded) -> None:
-    sampler = tiny_sampler(num_hidden_layers=1)
-    sampler.model.float()
-    for settings in (None, GUIDED):
-        found = []
-        for compile in (False, True):
-            sampler.compile = compile
-            recorded.clear()
-            found.append((ids_of(sampler.sample(MIXED, settings)), [logits for _, _, logits in recorded]))
-        (plain, expected), (compiled, logits) = found
-        assert compiled == plain
-        assert len(logits) == len(expected) > 60
-        for one, other in zip(logits, expected, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
-    programs = torch._dynamo.utils.counters["frames"]["ok"]
-    assert programs > 0
-    assert [ids_of(sampler.sample([prompt], settings))[0] for prompt in MIXED] == plain  # one lane or two
-    assert torch._dynamo.utils.counters["frames"]["ok"] == programs  # are no new program
-    other = tiny_sampler(
-        seed=1, num_hidden_layers=1, hidden_size=24, num_attention_heads=2
-    )  # another model has its own
-    [words] = [prompt for prompt in MIXED if prompt.segments == ("plum",)]
-    expected = ids_of(other.sample([words]))
-    other.compile = True
-    assert ids_of(other.sample([words])) == expected
 
 
 @pytest.mark.parametrize(("settings", "lanes"), [({}, 1), ({"guidance": 2}, 2), ({"picture_guidance": 2}, 3)])
