@@ -50,6 +50,7 @@ notebook: $(INSTALLED) | $(EXPORT) ## open notebooks/generate.ipynb in Jupyter
 evaluate: $(INSTALLED) ## measure a finished run again, ARGS="evaluate.run=runs/tokenizer/latest"
 	$(OMNIGRAM) evaluate $(ARGS)
 
+# each process takes about a gigabyte
 test: $(INSTALLED) ## the test suite
 	$(VENV)/bin/pytest -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 

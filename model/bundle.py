@@ -25,6 +25,7 @@ from .generation import tasks
 from .generation.choice import Sampling
 from .generation.events import Watch
 from .generation.prompts import Block, Piece
+from .generation.ranking import RANK_BY
 from .generation.sampler import Sampler
 from .generation.scoring import Score, score
 from .generation.speculation import Speculation
@@ -76,7 +77,7 @@ class Omnigram:
         negative: str = "",
         examples: Sequence[Example] = (),
         best_of: int = 1,
-        rank_by: str = "picture",
+        rank_by: str = RANK_BY,
         batch_size: int = 64,
         watch: Watch | None = None,
     ) -> list[Image.Image]:
@@ -126,7 +127,7 @@ class Omnigram:
     ) -> str:
         """Words for a picture of any size, by default the likeliest; it is cropped to the nearest size trained on.
 
-        None: words that no picture stands before, by default at temperature 1.
+        None: words alone, by default as the export says, or by chance where that says temperature 0.
         examples: captioned pictures that stand before it, in context. stop: words end before the first of these.
         """
         [words] = tasks.caption(

@@ -1,5 +1,6 @@
 """All tests: one thread, so that numbers repeat and the suite leaves a busy machine usable; patient property tests."""
 
+import argparse
 import os
 from collections.abc import Iterator
 
@@ -9,7 +10,16 @@ from hypothesis import settings
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--samples", type=int, default=1250, help="how many samples of each block grammar are checked")
+    parser.addoption(
+        "--samples", type=_samples, default=1250, help="how many samples of each block grammar are checked"
+    )
+
+
+def _samples(text: str) -> int:
+    number = int(text)
+    if number < 100:
+        raise argparse.ArgumentTypeError(f"{number} must be 100 or more, that there are some of each kind")
+    return number
 
 
 def pytest_configure() -> None:

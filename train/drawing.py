@@ -16,7 +16,7 @@ from ..model.generation import tasks
 from ..model.generation.choice import Sampling
 from ..model.generation.events import Finished
 from ..model.generation.prompts import Prompt, Sample
-from ..model.generation.ranking import best_of
+from ..model.generation.ranking import RANK_BY, best_of
 from ..model.generation.sampler import Sampler
 from .drawing_progress import DrawingProgress
 
@@ -70,7 +70,7 @@ class Drawing:
     negative: str = ""
     examples: tuple[tasks.Example, ...] = ()
     best_of: int = 1
-    rank_by: str = "picture"
+    rank_by: str = RANK_BY
     kept: tasks.Codes | None = None
     words_first: bool = True
     max_tokens: int = 48

@@ -98,7 +98,9 @@ def add_speed(command: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, default=BATCH_SIZE, metavar="N", help=f"drawn at once (default {BATCH_SIZE})"
     )
     group.add_argument(
-        "--compile", action="store_true", help="compile the steps: takes a minute first, so for many pictures"
+        "--compile",
+        action="store_true",
+        help="compile the steps: takes half a minute to a minute first, so for many pictures",
     )
     group.add_argument(
         "--speculation",
@@ -129,9 +131,9 @@ def refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
 
 def check_counts(options: argparse.Namespace) -> None:
     """ValueError for numbers of pictures, seeds and batches that cannot be."""
-    for name, shown in (("n", "-n"), ("best_of", "--best-of"), ("batch_size", "--batch-size"), ("rows", "--rows")):
-        if (count := getattr(options, name, None)) is not None and count < 1:
-            raise ValueError(f"{shown} {count} must be 1 or more")
+    for name, count in given(options, ("n", "best_of", "batch_size", "rows")).items():
+        if isinstance(count, int) and count < 1:
+            raise ValueError(f"{flag(name)} {count} must be 1 or more")
     if not 0 <= getattr(options, "seed", 0) < 2**63:
         raise ValueError(f"--seed {options.seed} must be 0 or more, and less than 2^63")
 

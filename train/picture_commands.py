@@ -38,6 +38,7 @@ def add_picture_commands(add: Add) -> None:
             "rocket dog -n 4 --temperature 0.3 --seed 7",
             "cat --separate --out cats/cat.png",
             "cat --best-of 8 --temperature 1",
+            "cat --best-of 8 --temperature 1 --rank-by words",
             'cat --example apple.png "green apple" --example dog.png dog',
             "--unconditional -n 16",
         ),
@@ -142,7 +143,7 @@ def sample_pictures(options: argparse.Namespace) -> int:
         negative=options.negative or "",
         examples=tuple((omnigram.card.example(text, options.style), omnigram.codes(shown)) for text, shown in examples),
         best_of=best_of,
-        rank_by=options.rank_by or "picture",
+        **({"rank_by": options.rank_by} if options.rank_by else {}),
         columns=options.n if len(words) > 1 < options.n else None,  # a row for each prompt
     )
     return draw_and_save(omnigram, drawing, options, files)
@@ -162,8 +163,8 @@ def _check_sample(options: argparse.Namespace) -> None:
             raise ValueError("the prompt is empty: say in words what to draw")
     if not options.example:
         refuse(options, ("picture_guidance",), "has no effect without --example, whose pictures it weighs: add some")
-    if options.best_of is None:
-        refuse(options, ("rank_by",), "has no effect without --best-of: add it")
+    if options.best_of in (None, 1):
+        refuse(options, ("rank_by",), "has no effect without --best-of 2 or more: add it")
     _check(options)
 
 

@@ -173,9 +173,8 @@ class _Evaluation:
             "retrieval_chance_heldout_style": heldout and heldout.chance,
             "retrieval_queries_heldout_style": len(pairs),
         }
-        sampling = json.loads(
-            json.dumps(asdict(self.model.sampler.sampling[IMAGE]))
-        )  # its pairs as metrics.json has them
+        # as metrics.json has it: pairs are lists
+        sampling = json.loads(json.dumps(asdict(self.model.sampler.sampling[IMAGE])))
         self.numbers |= {f"sampling_{name}": value for name, value in sampling.items()}
         if self.out is not None:
             self._pages(self.out, drawn, drawn_pairs)

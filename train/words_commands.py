@@ -44,15 +44,15 @@ def add_words_commands(add: Add) -> None:
     caption.usage = "%(prog)s PICTURE … [options]"
     caption.add_argument("pictures", nargs="*", metavar="PICTURE", help="picture files of any size")
     what = caption.add_argument_group("what is written")
-    what.add_argument("--unconditional", action="store_true", help="words for no picture, in place of PICTURE")
-    what.add_argument("-n", type=int, metavar="COUNT", help="how many words for no picture (default 1)")
+    what.add_argument("--unconditional", action="store_true", help="words alone, in place of PICTURE")
+    what.add_argument("-n", type=int, metavar="COUNT", help="how many texts (default 1)")
     add_examples(what)
     what.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="words end before the first of it; repeatable"
     )
     what.add_argument("--max-tokens", type=int, default=48, metavar="N", help="most tokens (default 48)")
     what.add_argument("--seed", type=int, default=0, help="the same seed writes the same words (default 0)")
-    likeliest = "the likeliest each time, and with --unconditional at temperature 1"
+    likeliest = "the likeliest each time, and with --unconditional as the export says"
     add_sampling(caption, f"how words are drawn (what is not given: {likeliest})", CHOICE)
     add_model(caption)
 
@@ -91,10 +91,12 @@ def describe(options: argparse.Namespace) -> int:
     pictures = [read_picture(name) for name in options.pictures] or [None] * (options.n or 1)
     examples = [(words, read_picture(name)) for name, words in options.example]
     omnigram = load(options)
-    from ..model.generation import Sampling, tasks
+    from ..model.generation import tasks
 
-    sampling = settle(Sampling() if options.unconditional else tasks.GREEDY, options)
+    own = {**omnigram.sampler.sampling, **tasks.unprompted(omnigram.sampler, None, "text")}["text"]
+    sampling = settle(own if options.unconditional else tasks.GREEDY, options)
     shown = [(omnigram.card.example(words, None), omnigram.codes(picture)) for words, picture in examples]
+    named = len(options.pictures) > 1
     for start in range(0, len(pictures), BATCH_SIZE):
         part = pictures[start : start + BATCH_SIZE]
         captions = tasks.caption(
@@ -107,7 +109,6 @@ def describe(options: argparse.Namespace) -> int:
             stop=options.stop,
         )
         for number, caption in enumerate(captions, start):
-            named = len(options.pictures) > 1
             print(f"{options.pictures[number]}: {caption}" if named else caption, flush=True)
     return 0
 

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from .guidance import SPACES, Schedule, check_schedule
 
-COLDEST = 1e-6  # lower temperatures, 0 apart, make numbers that float32 does not hold
+MIN_TEMPERATURE = 1e-6  # but for 0: so cold is the likeliest all the same, and logits over it stay finite in float32
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How the ids of one modality are chosen.
 
-    temperature: divides the logits, `COLDEST` or more; 0 takes the likeliest id
+    temperature: divides the logits, `MIN_TEMPERATURE` or more; 0 takes the likeliest id
     top_k: only so many of the likeliest ids; 0 means all
     top_p: only the fewest likeliest ids that together have this probability; 1 means all
     min_p: only ids at least this share as likely as the likeliest; 0 means all
@@ -48,8 +48,10 @@ class Sampling:
     guidance_schedule: Schedule = ()
 
     def __post_init__(self) -> None:
-        if not (self.temperature == 0 or COLDEST <= self.temperature < float("inf")):
-            raise ValueError(f"temperature {self.temperature} must be 0 (the likeliest id), or {COLDEST} or more")
+        if not (self.temperature == 0 or MIN_TEMPERATURE <= self.temperature < float("inf")):
+            raise ValueError(
+                f"temperature {self.temperature} must be 0 (the likeliest id), or {MIN_TEMPERATURE} or more"
+            )
         if not 0 <= self.top_k < float("inf") or self.top_k != int(self.top_k):
             raise ValueError(f"top_k {self.top_k} must be a whole number, 0 for all ids")
         object.__setattr__(self, "top_k", int(self.top_k))  # 50.0, as JSON and YAML may have it

@@ -136,7 +136,7 @@ class Engine:
 
     @contextlib.contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """For one step: between steps whoever reads a stream does what they like."""
+        """For one step: between steps whoever reads a stream may go on training, but keeps the model in shape."""
         with evaluating(self._model), contextlib.ExitStack() as drafting:
             if isinstance(self._speculation, Draft):
                 drafting.enter_context(evaluating(self._speculation.model))

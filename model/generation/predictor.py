@@ -103,7 +103,7 @@ class Predictor:
         if allowed.modality not in self._guided:
             return self._logits(asked, allowed, None)[0]
         setting = self._settings[allowed.modality]
-        schedule = setting.guidance_schedule
+        schedule = setting.guidance_schedule  # without one no place is looked up, which costs more than the share
         shares = [share_at(schedule, row.place(choice)) if schedule else 1.0 for row, choice in asked]
         pictures, picture_scale = None, None
         if setting.picture_guidance is None:

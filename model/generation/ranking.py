@@ -17,6 +17,7 @@ from .sampler import Sampler
 from .scoring import score
 
 RANKINGS = ("picture", "words")  # what should be likely given the other
+RANK_BY = "picture"
 
 
 def best_of(
@@ -24,18 +25,25 @@ def best_of(
     words: Sequence[str],
     codes: Sequence[ArrayLike],
     k: int,
-    rank_by: str = "picture",
+    rank_by: str = RANK_BY,
     modality: str = "image",
 ) -> list[int]:
     """Of each k pictures [H, W] in turn, drawn for `words[0]`, `words[1]`, …, the number of the best one in `codes`."""
-    if rank_by not in RANKINGS:
-        raise ValueError(f"rank_by {rank_by!r} must be one of {', '.join(RANKINGS)}")
+    check_ranking(rank_by, k)
     if len(codes) != k * len(words):
         raise ValueError(f"{len(codes)} pictures for {len(words)} prompts: best of {k} takes {k} for each")
     pairs = [(words[number // k], picture) for number, picture in enumerate(codes)]
     measure = picture_given_words if rank_by == "picture" else words_given_picture
     nats = np.array(measure(sampler, pairs, modality)).reshape(len(words), k)
     return (nats.argmin(axis=1) + k * np.arange(len(words))).tolist()
+
+
+def check_ranking(rank_by: str, k: int) -> None:
+    """ValueError for a ranking that there is not, or that has no effect."""
+    if rank_by not in RANKINGS:
+        raise ValueError(f"rank_by {rank_by!r} must be one of {', '.join(RANKINGS)}")
+    if rank_by != RANK_BY and k == 1:
+        raise ValueError(f"rank_by {rank_by!r} has no effect on the best of one sample: draw several")
 
 
 def picture_given_words(

@@ -28,7 +28,8 @@ class Choice(NamedTuple):
 class Beginning:
     """What rows of one prompt share: ids of the prompt, what may follow them, and where its whole blocks lie.
 
-    negative: the ids that stand before a block in the branch without the prompt; tokens: that may be asked for
+    negative: the ids that stand before a block in the branch without the prompt
+    given: ids of the longest branch; max_tokens: how many may follow, where the prompt says so, else 0
     """
 
     ids: tuple[int, ...]
@@ -36,7 +37,8 @@ class Beginning:
     state: DocumentState
     spans: tuple[tuple[int, int], ...]
     negative: tuple[int, ...]
-    tokens: int
+    given: int
+    max_tokens: int
 
 
 @dataclass(eq=False)
@@ -75,8 +77,8 @@ class Row:
         if self.state.block is not None:
             self._begin_block(len(self.ids) - self.state.block.at)
         self._go_on()
-        rest = len(layout[0]) - self.block_state.at if (layout := self.layout) else 0
-        self.tokens = max(beginning.tokens, len(self.ids) + rest)  # that room is made for at once
+        follow = len(self.ids) - self.given + self._rest_of_block
+        self.tokens = beginning.given + max(beginning.max_tokens, follow)  # that room is made for at once
 
     @property
     def done(self) -> bool:
@@ -102,6 +104,12 @@ class Row:
         """How many codes can be guessed: those that a sized block lacks, but for the last; none elsewhere."""
         layout = self.layout
         return 0 if layout is None else len(layout[1]) - layout[2] - 1
+
+    @property
+    def _rest_of_block(self) -> int:
+        """Ids that an open block lacks, once its size is known."""
+        layout = self.layout
+        return 0 if layout is None else len(layout[0]) - self.block_state.at
 
     @property
     def codes(self) -> list[int]:

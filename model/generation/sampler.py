@@ -29,7 +29,7 @@ class Sampler:
     """Prompts -> finished documents.
 
     sampling: settings of each modality; those not named are drawn at temperature 1 without guidance
-    compile: run the steps through torch.compile, which takes about a minute when it first meets a model
+    compile: run the steps through torch.compile, which takes half a minute to a minute when it first meets a model
     speculation: guess codes of pictures ahead of their turn, `Jacobi()` or `Draft(model)`; what is drawn stays the same
     statistics: of the last call
     """
@@ -156,8 +156,8 @@ class Sampler:
             if limits.get("min_blocks") and not {"sizes", "max_codes"} & set(limits):
                 reason += "; blocks of any size may be that long: name their size, or max_codes"
             raise ValueError(f"{too_long}: {reason}" if short else reason) from None
-        tokens = given + (0 if asked is None else limits["max_tokens"])
-        return Beginning(tuple(ids.tolist()), automaton, state, spans, tuple(negative.tolist()), tokens)
+        most = 0 if asked is None else limits["max_tokens"]
+        return Beginning(tuple(ids.tolist()), automaton, state, spans, tuple(negative.tolist()), given, most)
 
     def _step_of(self, model: PreTrainedModel) -> Step | None:
         if not self.compile:

@@ -1,7 +1,7 @@
 """What people ask for, each as a prompt and the limits of the grammar: draw, caption, complete, page, joint.
 
 With x a picture and y its words: `draw` samples p(x | y), without words p(x); `caption` p(y | x); `joint` p(x, y), from
-either side; p(y) is `page` of no segments and no blocks. A batch is as good as its rows alone, so each takes many at
+either side; p(y) is `caption` of None. A batch is as good as its rows alone, so each takes many at
 once. Sample i of a prompt has the seed `seed + i`. The functions `to_…` make the prompts, `seeded` many of one.
 
 Dimensions: H rows and W columns of codes.
@@ -18,7 +18,7 @@ from ...tokenizers.vocabulary import TEXT
 from .choice import Sampling
 from .events import Watch
 from .prompts import Block, Piece, Prompt, Sample
-from .ranking import best_of
+from .ranking import RANK_BY, best_of, check_ranking
 from .room import most_codes
 from .sampler import Sampler
 
@@ -41,7 +41,7 @@ def draw(
     negative: str = "",
     examples: Sequence[Example] = (),
     best: int = 1,
-    rank_by: str = "picture",
+    rank_by: str = RANK_BY,
     modality: str = IMAGE,
     batch_size: int = 64,
     watch: Watch | None = None,
@@ -57,6 +57,7 @@ def draw(
     captions = [text for text in texts if text is not None]
     if best < 1:
         raise ValueError(f"best of {best}: of at least 1 sample")
+    check_ranking(rank_by, best)
     if best > 1 and len(captions) < len(texts):
         raise ValueError(f"best of {best} is judged by words: say in words what to draw")
     settings = sampling if captions else unprompted(sampler, sampling, modality)
@@ -138,12 +139,13 @@ def caption(
 
     examples: captioned pictures that stand before, each picture with its words behind it
     stop: words end before the first of these
-    sampling: by default the likeliest next one each time, and where there are no pictures at temperature 1
+    sampling: by default the likeliest next one each time, and where there are no pictures as `unprompted` has it
     """
     if examples and any(picture is None for picture in codes):
         raise ValueError("examples show how pictures are named: give a picture to name, or no examples")
     if sampling is None:
-        sampling = Sampling() if all(picture is None for picture in codes) else GREEDY
+        alone = all(picture is None for picture in codes)
+        sampling = {**sampler.sampling, **unprompted(sampler, None, TEXT)}[TEXT] if alone else GREEDY
     before = tuple(piece for text, shown in examples for piece in (Block(shown, modality), text))
     limits = {"max_blocks": 0, "min_text": 1, "max_tokens": max_tokens}
     prompts = [

@@ -78,6 +78,10 @@ def test_the_best_of_k_is_the_likeliest(sampler: Sampler, rank_by: str, measure:
         best_of(sampler, ["a", "b"], candidates[:5], 3)
     with pytest.raises(ValueError, match="rank_by 'both' must be one of picture, words"):
         best_of(sampler, ["a", "b"], candidates[:6], 3, "both")
+    with pytest.raises(ValueError, match="rank_by 'both' must be one of picture, words"):
+        tasks.draw(sampler, "plum", size=SIZE, best=3, rank_by="both")
+    with pytest.raises(ValueError, match="rank_by 'words' has no effect on the best of one sample"):
+        tasks.draw(sampler, "plum", size=SIZE, rank_by="words")
 
 
 @pytest.mark.parametrize("words_first", [True, False])

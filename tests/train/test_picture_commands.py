@@ -15,7 +15,8 @@ from rich.console import Console
 from omnigram.model.bundle import Omnigram
 from omnigram.model.generation import BlockRows, Finished, Sample, Sampling, Tokens
 from omnigram.model.generation.guidance import SPACES
-from omnigram.train.cli import main
+from omnigram.model.generation.ranking import RANKINGS
+from omnigram.train.cli import main, make_parser
 from omnigram.train.drawing_options import SETTINGS
 from omnigram.train.drawing_progress import DrawingProgress
 
@@ -165,6 +166,12 @@ def test_a_mistake_is_one_line(arguments: str, message: str, capsys: pytest.Capt
 
 def test_guidance_is_computed_in_the_spaces_that_there_are() -> None:
     assert SETTINGS["guidance_space"][1] == SPACES
+
+
+def test_the_best_is_ranked_in_the_ways_that_there_are() -> None:
+    _, commands = make_parser()
+    [option] = [action for action in commands["sample"]._actions if action.dest == "rank_by"]
+    assert tuple(option.choices or ()) == RANKINGS
 
 
 def test_top_k_0_is_all_and_the_model_that_drew_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
