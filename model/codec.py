@@ -96,7 +96,9 @@ class Codec:
             return self.card.sizes[0]
         height, width = size
         if height % self.patch or width % self.patch or min(size) < self.patch:
-            raise ValueError(f"a picture of {height} x {width} pixels: sides must be multiples of {self.patch}")
+            raise ValueError(
+                f"a picture of {height} x {width} pixels: sides must be multiples of {self.patch}, and above 0"
+            )
         return height // self.patch, width // self.patch
 
     def codes(self, picture: Image.Image) -> NDArray[np.int64]:
@@ -182,7 +184,10 @@ def read_card(folder: Path | str) -> tuple[Card, Vocabulary]:
     folder = Path(folder)
     for name in (CARD, VOCABULARY):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} is not an export of Omnigram: {name} is missing")
+            within = folder / "export"
+            hint = f"; {within} is one" if (within / name).is_file() else ""
+            lacking = f"{name} is missing" if folder.is_dir() else "there is no such folder"
+            raise FileNotFoundError(f"{folder} is not an export of Omnigram: {lacking}{hint}")
     try:
         return Card.from_json((folder / CARD).read_text()), Vocabulary.from_json((folder / VOCABULARY).read_text())
     except ValueError as fault:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 QK_NORMS = ("none", "layer", "rms")
@@ -226,3 +226,6 @@ class OmnigramConfig(PreTrainedConfig):
             if ids[0] < end:
                 raise ValueError(f"modality_ranges {before} and {ids} overlap: an id has one modality")
             end, before = sum(ids), ids
+
+
+AutoConfig.register(OmnigramConfig.model_type, OmnigramConfig, exist_ok=True)

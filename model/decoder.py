@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
@@ -289,3 +289,7 @@ class OmnigramForCausalLM(OmnigramPreTrainedModel, GenerationMixin):
         if outputs.aux_loss is None:
             return parts
         return parts._replace(loss=parts.loss + self.config.balance_loss_weight * outputs.aux_loss * parts.weight)
+
+
+AutoModel.register(OmnigramConfig, OmnigramModel, exist_ok=True)
+AutoModelForCausalLM.register(OmnigramConfig, OmnigramForCausalLM, exist_ok=True)

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
-from transformers import BatchFeature, ProcessorMixin
+from transformers import AutoProcessor, BatchFeature, ProcessorMixin
 
 from ..tokenizers.automaton import GrammarError
 from ..tokenizers.vocabulary import TEXT
 from .card import Card
 from .codec import Codec
+from .configuration import OmnigramConfig
 from .generation.constraint import PrefixConstraint
 from .generation.prompts import Block, Piece
 
@@ -207,3 +208,6 @@ class OmnigramProcessor(ProcessorMixin):
 
 def _array(ids: ArrayLike | torch.Tensor) -> NDArray[np.int64]:
     return np.asarray(ids.cpu() if isinstance(ids, torch.Tensor) else ids, dtype=np.int64)
+
+
+AutoProcessor.register(OmnigramConfig, OmnigramProcessor, exist_ok=True)

@@ -90,7 +90,9 @@ class PixelTokenizer(nn.Module, ABC):
             raise ValueError(f"pixels of shape {tuple(pixels.shape)} do not have the axes [{axes}]")
         height, width = pixels.shape[-2:]
         if height % self.patch or width % self.patch or not height * width:
-            raise ValueError(f"a picture of {height} x {width} pixels: sides must be multiples of {self.patch}")
+            raise ValueError(
+                f"a picture of {height} x {width} pixels: sides must be multiples of {self.patch}, and above 0"
+            )
 
     def check_ids(self, ids: Int[Tensor, "..."], axes: str) -> None:
         """ValueError if ids do not have these axes, or one lies outside the codebook."""

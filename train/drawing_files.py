@@ -50,9 +50,10 @@ def draw_and_save(
     from .picture_files import save
     from .pictures_page import contact_sheet
 
-    shared = _shared_record(omnigram, options, known or identities(omnigram, options))  # may take long: before drawing
+    page = drawing.makes_page and not options.separate
+    shared = _shared_record(omnigram, options, known or identities(omnigram, options), page)  # may take long: first
     drawn, whole, waiting = carry_out(omnigram, drawing, options.batch_size)
-    if options.separate:
+    if not page:
         for one in drawn:
             save(one.picture, files[one.number], drawing.to_record([one]) | shared)
     elif drawn:
@@ -67,14 +68,17 @@ def draw_and_save(
     return 0
 
 
-def _shared_record(omnigram: "Omnigram", options: argparse.Namespace, known: Mapping[str, str]) -> dict[str, Any]:
-    """What a record says of the model and the machine, whatever was drawn."""
+def _shared_record(
+    omnigram: "Omnigram", options: argparse.Namespace, known: Mapping[str, str], page: bool
+) -> dict[str, Any]:
+    """What a record says of the file, the model and the machine, whatever was drawn."""
     from ..data.artefact import provenance
 
     return {
         "arguments": options.arguments,
         "style": getattr(options, "style", None),
         "separate": options.separate,
+        "page": page,
         "patch": omnigram.patch,
         "model": options.model,
         "identities": dict(known),

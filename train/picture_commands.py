@@ -47,7 +47,11 @@ def add_picture_commands(add: Add) -> None:
     sample.usage = "%(prog)s WORDS … [options]"
     sample.add_argument("words", nargs="*", metavar="WORDS", help="what to draw; several prompts, several pictures")
     what = sample.add_argument_group("what is drawn")
-    what.add_argument("--unconditional", action="store_true", help="pictures of no words, in place of WORDS")
+    what.add_argument(
+        "--unconditional",
+        action="store_true",
+        help="pictures of no words, in place of WORDS; at temperature 1 where the export says 0",
+    )
     what.add_argument("-n", type=int, default=1, metavar="COUNT", help="pictures of each prompt (default 1)")
     what.add_argument("--size", type=size, metavar="HxW", help="in pixels (default: what the model was trained on)")
     what.add_argument("--style", help="one that the model knows (default: its first)")

@@ -20,12 +20,22 @@ FORMAT = "omnigram-drawing"
 
 
 def read_picture(name: str) -> Image.Image:
-    """The picture of a file, as RGB. ValueError or OSError if there is none."""
+    """The picture of a file, as RGB. ValueError or OSError if there is none, or it is a page of ours."""
     data = Path(name).read_bytes()
     try:
-        return decode(data)
+        picture = decode(data)
     except ValueError as fault:
         raise ValueError(f"{name}: {fault}") from None
+    record = _parsed(_chunk(Path(name)))
+    if record is not None and record.get("page"):
+        raise ValueError(f"{name} is a page, not one picture: draw with --separate, which gives each a file of its own")
+    return picture
+
+
+def _chunk(file: Path) -> str:
+    """The record within a PNG, as text; "" for other pictures. OSError, SyntaxError or ValueError for what is none."""
+    with Image.open(file) as picture:
+        return picture.text.get(CHUNK, "") if isinstance(picture, PngImageFile) else ""
 
 
 def check_writable(files: Sequence[Path]) -> None:
@@ -80,8 +90,7 @@ def read_record(file: Path) -> dict[str, Any]:
     record = None
     if file.suffix.lower() == ".png":
         try:
-            with Image.open(file) as picture:
-                text = picture.text.get(CHUNK, "") if isinstance(picture, PngImageFile) else ""
+            text = _chunk(file)
         except (OSError, SyntaxError, ValueError) as fault:
             raise ValueError(f"{file}: picture cannot be decoded: {str(fault).splitlines()[0]}") from None
         record = _parsed(text)

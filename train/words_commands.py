@@ -174,6 +174,9 @@ def _segments(named: Sequence[str]) -> "tuple[list[str], list[str | Image.Image]
         if not words.strip():
             raise ValueError("a segment is empty: give words, or the name of a picture file")
     pictures = [Path(name).suffix.lower() in PICTURES for name in named]
+    for name, is_picture in zip(named, pictures, strict=True):
+        if not is_picture and Path(name).is_file():
+            raise ValueError(f"{name} is a file, and no picture by its ending: give the words themselves, or a picture")
     return list(named), [
         read_picture(name) if is_picture else name for name, is_picture in zip(named, pictures, strict=True)
     ]

@@ -50,7 +50,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (self.temperature == 0 or MIN_TEMPERATURE <= self.temperature < float("inf")):
             raise ValueError(
-                f"temperature {self.temperature} must be 0 (the likeliest id), or {MIN_TEMPERATURE} or more"
+                f"temperature {self.temperature} must be 0 (the likeliest id), or a number from {MIN_TEMPERATURE} up"
             )
         if not 0 <= self.top_k < float("inf") or self.top_k != int(self.top_k):
             raise ValueError(f"top_k {self.top_k} must be a whole number, 0 for all ids")

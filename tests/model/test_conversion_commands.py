@@ -44,7 +44,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["import", "one", "--out", "out", "--image-tokenizer", "one"], "model_type 'chameleon' is no image tokenizer"),
         (["import", "llama", "--out", "out", "--image-tokenizer", "vq"], "is of a model without pictures: leave"),
         (["import", "one"], "the following arguments are required: --out"),
-        (["export", "one", "--format", "chameleon", "--out", "out"], "one is not an export of Omnigram: omnigram.json"),
+        (["export", "one", "--format", "chameleon", "--out", "out"], "one is not an export of Omnigram: "),
         (
             ["export", "mine", "--format", "chameleon", "--out", "out"],
             "of kind vqgan, and here is one of kind vqvae: export it to another format, llama holds",

@@ -121,7 +121,7 @@ def test_every_command_has_help_with_examples(command: str, capsys: pytest.Captu
         ),
         (["sample", "a", "--out", "/proc/none/a.png"], "--out /proc/none/a.png cannot be written: "),
         (["sample", "a"], "run `omnigram pretrain` here first, or name an export with --model"),
-        (["sample", "a", "--model", "nowhere"], "nowhere is not an export of Omnigram: omnigram.json is missing"),
+        (["sample", "a", "--model", "nowhere"], "nowhere is not an export of Omnigram: there is no such folder"),
         (["sample", "a", "--model", ".", "--device", "tpu"], "device='tpu' is unknown"),
         (["caption", "none.png"], "none.png: No such file or directory"),
         (["caption", "words.png"], "words.png: picture cannot be decoded: unknown format"),

@@ -117,7 +117,7 @@ def test_guesses_of_a_smaller_model_change_nothing() -> None:
         ("sample apple --style flt", "unknown style 'flt', did you mean flat?"),
         ("sample apple --top-p 2", "top_p 2.0 must be above 0 and at most 1"),
         ("sample apple --top-k -1", "top_k -1 must be a whole number, 0 for all ids"),
-        ("sample apple --temperature -1", "temperature -1.0 must be 0 (the likeliest id), or 1e-06 or more"),
+        ("sample apple --temperature -1", "temperature -1.0 must be 0 (the likeliest id), or a number from 1e-06 up"),
         ("sample apple --temperature 0 --top-p 0.5", "--top-p 0.5 has no effect at temperature 0"),
         ("sample apple --guidance 1 --guidance-schedule 0:1", "guidance_schedule has no effect without guidance"),
         ("sample apple --guidance-space probability", "--guidance-space: invalid choice: 'probability' (choose from "),

@@ -220,7 +220,7 @@ def test_an_export_is_trained_on(before_pretraining: tuple[Path, list[str]]):
     assert [of.model.config.residual_dropout for of in (before, after)] == [0.0, 0.1]
     changed = [not torch.equal(*pair) for pair in zip(before.model.parameters(), after.model.parameters(), strict=True)]
     assert all(changed)
-    with pytest.raises(FileNotFoundError, match=r"nothing is not an export of Omnigram: omnigram\.json is missing"):
+    with pytest.raises(FileNotFoundError, match=r"nothing is not an export of Omnigram: "):
         pretrain(compose_config([*asked, "model=export", "model.path=nothing"]))
 
 
