@@ -76,11 +76,6 @@ class Drawing:
     max_tokens: int = 48
     columns: int | None = None
 
-    @property
-    def makes_page(self) -> bool:
-        """Whether the pictures are shown together, or with words that belong to them."""
-        return len(self.asked) > 1 or self.command == JOINT
-
     def prompts(self, sampler: Sampler) -> list[Prompt]:
         """`best_of` for each picture asked for. ValueError for what cannot be drawn."""
         made = {words: self._prompt(sampler, words) for words in {asked.words for asked in self.asked}}

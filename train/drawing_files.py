@@ -50,35 +50,33 @@ def draw_and_save(
     from .picture_files import save
     from .pictures_page import contact_sheet
 
-    page = drawing.makes_page and not options.separate
-    shared = _shared_record(omnigram, options, known or identities(omnigram, options), page)  # may take long: first
+    shared = _shared_record(omnigram, options, known or identities(omnigram, options))  # may take long: before drawing
     drawn, whole, waiting = carry_out(omnigram, drawing, options.batch_size)
-    if not page:
+    if options.separate:
         for one in drawn:
             save(one.picture, files[one.number], drawing.to_record([one]) | shared)
+    elif len(drawn) == 1 and drawing.command != JOINT:  # a picture that one can go on with
+        save(drawn[0].picture, files[0], drawing.to_record(drawn) | shared)
     elif drawn:
         captions = None
         if drawing.command == JOINT or len({one.words for one in drawn}) > 1:
             captions = [one.words or "" for one in drawn]
         sheet = contact_sheet([one.picture for one in drawn], captions, drawing.columns if whole else None)
-        save(sheet, files[0], drawing.to_record(drawn) | shared)
+        save(sheet, files[0], drawing.to_record(drawn) | shared | {"page": True})
     if not whole:
         left = f", {waiting} more were drawn but not ranked or decoded yet" if waiting else ""
         raise KeyboardInterrupt(f"{len(drawn)} of {len(drawing.asked)} pictures were finished and saved{left}")
     return 0
 
 
-def _shared_record(
-    omnigram: "Omnigram", options: argparse.Namespace, known: Mapping[str, str], page: bool
-) -> dict[str, Any]:
-    """What a record says of the file, the model and the machine, whatever was drawn."""
+def _shared_record(omnigram: "Omnigram", options: argparse.Namespace, known: Mapping[str, str]) -> dict[str, Any]:
+    """What a record says of the model and the machine, whatever was drawn."""
     from ..data.artefact import provenance
 
     return {
         "arguments": options.arguments,
         "style": getattr(options, "style", None),
         "separate": options.separate,
-        "page": page,
         "patch": omnigram.patch,
         "model": options.model,
         "identities": dict(known),

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,7 +20,6 @@ from omnigram.model.bundle import Omnigram
 from omnigram.model.card import Card
 from omnigram.model.codec import Codec
 from omnigram.model.generation import Jacobi, Prompt, Sampling, tasks
-from omnigram.model.register import register
 from omnigram.tokenizers.vocabulary import Vocabulary
 
 
@@ -45,10 +46,19 @@ def test_an_export_comes_back_as_it_was(export: Path) -> None:
 
 
 def test_transformers_loads_an_export(export: Path) -> None:
-    register()
     model = AutoModelForCausalLM.from_pretrained(export)
     ids = torch.tensor([[1, 2, 3]])
     torch.testing.assert_close(model(ids).logits, tiny_export().model(ids).logits)
+
+
+@pytest.mark.parametrize(
+    "first", ["import omnigram, sys\nassert 'torch' not in sys.modules", "import transformers, omnigram"]
+)
+def test_importing_omnigram_is_enough_for_the_auto_classes_and_takes_no_time(first: str, export: Path) -> None:
+    for auto, ours in (("Config", "Config"), ("ModelForCausalLM", "ForCausalLM"), ("Processor", "Processor")):
+        code = f"{first}\nfrom transformers import Auto{auto} as auto\nprint(type(auto.from_pretrained('.')).__name__)"
+        done = subprocess.run([sys.executable, "-c", code], cwd=export, capture_output=True, text=True, timeout=100)
+        assert done.stdout == f"Omnigram{ours}\n", done.stderr
 
 
 def test_pictures_of_any_kind_take_the_nearest_size() -> None:

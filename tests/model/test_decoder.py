@@ -15,7 +15,6 @@ from omnigram.model import attention
 from omnigram.model.configuration import OmnigramConfig
 from omnigram.model.decoder import OmnigramForCausalLM
 from omnigram.model.document_attention import documents
-from omnigram.model.register import register
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -202,7 +201,6 @@ def test_left_padded_prompts_generate_as_alone(implementation: str, options: dic
 
 @torch.no_grad()
 def test_saved_and_loaded_by_the_auto_class(model: OmnigramForCausalLM, tmp_path: Path) -> None:
-    register()
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(loaded) is OmnigramForCausalLM

@@ -150,7 +150,7 @@ def test_embeddings_need_the_modality_and_compute_the_same() -> None:
     assert by_ids[:, IDS.shape[1] :].tolist() == by_embedding.tolist()
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def test_lanes_of_the_sampler_keep_the_keys_of_each_modality() -> None:
     model = separate("both")
     lanes = Lanes(model, lanes=2, length=16)

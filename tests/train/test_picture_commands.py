@@ -168,6 +168,19 @@ def test_guidance_is_computed_in_the_spaces_that_there_are() -> None:
     assert SETTINGS["guidance_space"][1] == SPACES
 
 
+def test_one_picture_is_a_file_to_go_on_with_and_a_page_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    drawn("sample apple --out one.png")
+    assert Image.open("one.png").size == (16, 16)
+    drawn("complete one.png --rows 1 --out whole.png")
+    drawn("caption one.png --max-tokens 4")
+    drawn("sample apple -n 2 --out two.png")
+    drawn("joint --out pair.png --max-tokens 4")  # with its words
+    for page in ("two.png", "pair.png"):
+        capsys.readouterr()
+        assert main(["complete", page, "--rows", "1", "--model", "model"]) == 2
+        assert capsys.readouterr().err.startswith(f"omnigram: {page} is a page, not one picture: draw with --separate")
+
+
 def test_the_best_is_ranked_in_the_ways_that_there_are() -> None:
     _, commands = make_parser()
     [option] = [action for action in commands["sample"]._actions if action.dest == "rank_by"]

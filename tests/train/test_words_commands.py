@@ -53,6 +53,17 @@ def test_words_for_no_picture(omnigram: Omnigram, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == "".join(f"{words}\n" for words in expected)
 
 
+def test_what_is_a_file_is_not_scored_as_words(omnigram: Omnigram, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("words.txt").write_text("red apple")
+    assert main(["score", "words.txt", "--model", "model"]) == 2
+    assert capsys.readouterr().err.startswith("omnigram: words.txt is a file, and no picture by its ending")
+    assert main(["score", "plum", "--model", "."]) == 2
+    assert capsys.readouterr().err == "omnigram: . is not an export of Omnigram: omnigram.json is missing\n"
+    Path("export").symlink_to("model")
+    assert main(["score", "plum", "--model", "."]) == 2
+    assert capsys.readouterr().err.endswith("omnigram.json is missing; export is one\n")
+
+
 def test_a_score_is_the_bits_of_each_segment(omnigram: Omnigram, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["score", "red apple", "a.png", "b.png", "--json", "--model", "model"]) == 0
     told = json.loads(capsys.readouterr().out)
