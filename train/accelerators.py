@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 
 class Accelerator(NamedTuple):
-    """peak: floating-point operations a second of dense bfloat16 products; memory: GiB, rounded down."""
+    """peak: operations a second of dense bfloat16 products; memory: the sheet's number, taken for GiB (drivers show less)."""
 
     peak: float
     memory: float
@@ -24,10 +24,10 @@ ACCELERATORS = {
     "a100": Accelerator(312e12, 80),
     "a100_40gb": Accelerator(312e12, 40),
     "h100": Accelerator(989e12, 80),
-    "h200": Accelerator(989e12, 140),
-    "b200": Accelerator(2250e12, 178),
-    "l40s": Accelerator(362e12, 44),
-    "mi300x": Accelerator(1307e12, 191),
+    "h200": Accelerator(989e12, 141),
+    "b200": Accelerator(2250e12, 180),
+    "l40s": Accelerator(362e12, 48),
+    "mi300x": Accelerator(1307e12, 192),
 }
 
 
