@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 
 class Accelerator(NamedTuple):
-    """peak: operations a second of dense bfloat16 products; memory: the sheet's number, taken for GiB (drivers show less)."""
+    """peak: operations a second of dense bfloat16 products; memory: the sheet's number, taken for GiB."""
 
     peak: float
     memory: float

@@ -312,6 +312,11 @@ def test_chunks_save_the_memory_of_the_logits() -> None:
     assert chunked < whole / 4
 
 
+def test_a_large_head_is_there_twice_when_its_gradient_is_scaled() -> None:
+    """Emu3's, in bf16-mixed: both float32 gradients, of 8,192 hidden states and of the head, and both scaled."""
+    assert loss_bytes(load("emu3_8b"), AUTOCAST, 8192).chunked == 2 * 4 * (8192 + 184_622) * 4096
+
+
 @pytest.fixture
 def eight_ranks() -> Iterator[None]:
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=8)
@@ -353,6 +358,8 @@ def test_a_division_by_hand() -> None:
     parallel = training_memory(config, parameters, Division(4, 2, checkpointing=True), 1, 64, muon=False)
     half = (block - 128) / 2 + 128
     assert parallel.weights == 3 * half + root
+    muon = training_memory(config, parameters, Division(4, 2), 1, 64, muon=True)
+    assert parallel.optimizer - muon.optimizer == 3 * (block - 128) / 2  # a float32 less of each matrix
     assert parallel.gathered == 2 * root + 10 * half
     assert parallel.activations < four.activations
     assert parallel.total == sum(
