@@ -17,7 +17,7 @@ from omnigram.train import pretrain, shards
 from omnigram.train.cli import main
 from omnigram.train.step_commands import STEPS
 
-COMMANDS = (*STEPS, "sweep", "sample", "complete", "joint", "again", "caption", "score", "validate", "version")
+COMMANDS = (*STEPS, "sweep", "sample", "complete", "joint", "again", "caption", "score", "plan", "validate", "version")
 
 
 @pytest.fixture(autouse=True)

@@ -170,7 +170,7 @@ def test_guidance_is_computed_in_the_spaces_that_there_are() -> None:
 
 def test_one_picture_is_a_file_to_go_on_with_and_a_page_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     drawn("sample apple --out one.png")
-    assert Image.open("one.png").size == (16, 16)
+    assert np.shape(pixels("one.png")) == (16, 16, 3)
     drawn("complete one.png --rows 1 --out whole.png")
     drawn("caption one.png --max-tokens 4")
     drawn("sample apple -n 2 --out two.png")
