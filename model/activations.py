@@ -24,9 +24,8 @@ class Precision(NamedTuple):
 
 
 FLOAT32 = Precision(4, 4, 4)
-AUTOCAST = Precision(
-    4, 4, 2
-)  # Lightning's bf16-mixed: float32 weights, bfloat16 products, a residual stream of float32
+# Lightning's bf16-mixed: float32 weights, bfloat16 products, a residual stream of float32
+AUTOCAST = Precision(4, 4, 2)
 BFLOAT16 = Precision(2, 2, 2)  # what a layer of FSDP2 sees when its param_dtype is bfloat16
 
 
