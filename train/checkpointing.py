@@ -47,7 +47,7 @@ class StepModule(LightningModule):
         setting: what one would lower. ValueError after more than `max_skipped` steps in a row without an update.
         """
         faulty = [name for name, number in numbers.items() if not torch.isfinite(number)]
-        skip = torch.tensor(bool(faulty), device=self.device)
+        skip = torch.tensor(len(faulty), dtype=torch.int32, device=self.device)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(skip, torch.distributed.ReduceOp.MAX)
         if not skip:

@@ -1,5 +1,8 @@
 """Which parameters AdamW and Muon train, what a step of each does, and when there is none."""
 
+import warnings
+from pathlib import Path
+
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -118,3 +121,20 @@ def test_so_many_steps_in_a_row_may_be_left_out() -> None:
         module.may_update("a.rate=3", loss=faulty)
     with pytest.raises(ValueError, match="max_skipped_steps=-1 must be 0"):
         StepModule(-1)
+
+
+def _update_on(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    module, told = StepModule(max_skipped=1), list[bool]()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for faulty in (None, 1, None):  # the rank whose loss is no number
+            loss = torch.tensor(float("nan") if rank == faulty else 1.0)
+            told.append(module.may_update("a.rate=3", loss=loss))
+    Path(folder, str(rank)).write_text(f"{told} {int(module.steps_skipped)}")
+    torch.distributed.destroy_process_group()
+
+
+def test_a_step_is_left_out_on_all_ranks_alike(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_update_on, (str(tmp_path),), nprocs=2)
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["[True, False, True] 1"] * 2
