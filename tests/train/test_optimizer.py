@@ -7,6 +7,7 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 
 from omnigram.model.configuration import OmnigramConfig
 from omnigram.model.decoder import OmnigramForCausalLM
@@ -136,5 +137,5 @@ def _update_on(rank: int, folder: str) -> None:
 
 
 def test_a_step_is_left_out_on_all_ranks_alike(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_update_on, (str(tmp_path),), nprocs=2)
+    spawn(_update_on, (str(tmp_path),), nprocs=2)
     assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["[True, False, True] 1"] * 2
