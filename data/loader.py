@@ -75,6 +75,11 @@ class Seen:
         """Share of the places that held a token."""
         return self.tokens / max(1, self.places)
 
+    @classmethod
+    def total(cls, states: Sequence[Mapping[str, Any]]) -> "Seen":
+        """Counted by all ranks that left these states."""
+        return cls(**{name: sum(state["seen"].get(name, 0) for state in states) for name in vars(cls())})
+
 
 class PackedStream:
     """Stages 1 to 5 in one thread: `next_batch()`, with `PackedBatch.state` to go on from.
@@ -194,7 +199,7 @@ def reshard(states: Sequence[Mapping[str, Any]], world: int) -> list[State]:
         left.update(state["queued"], (position for position, _ in state["waiting"]))
         left.update(range(int(state["next"]), stop, int(state["world"])))
     queued = sorted(left)
-    total = {name: sum(state["seen"].get(name, 0) for state in states) for name in vars(Seen())}
+    total = dict(vars(Seen.total(states)))
     total["documents"] -= sum(len({position for position, _ in state["waiting"]}) for state in states)
     return [
         {

@@ -83,6 +83,20 @@ class PackedBatch:
         """Share of the places that hold a token."""
         return self.num_tokens / self.ids.numel()
 
+    @property
+    def total_weight(self) -> Float32[Tensor, ""]:
+        """Sum of the weights of the targets: what the loss of a step is divided by."""
+        return self.weights.sum()
+
+    def parts(self, number: int) -> list["PackedBatch"]:
+        """The batch in so many parts of equally many rows, which have to be a divisor of its rows."""
+        rows = self.ids.shape[0]
+        assert rows % number == 0, "the number of parts is checked with the configuration"
+        if number == 1:
+            return [self]
+        slices = [slice(start, start + rows // number) for start in range(0, rows, rows // number)]
+        return [self._each(lambda tensor, part=part: tensor[part] if tensor.ndim == 2 else tensor) for part in slices]
+
     def _each(self, apply: Callable[[Tensor], Tensor]) -> "PackedBatch":
         return replace(self, **{k: apply(v) for k, v in vars(self).items() if isinstance(v, Tensor)})
 

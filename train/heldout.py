@@ -17,6 +17,7 @@ from ..model.bundle import Omnigram
 from ..model.decoder import OmnigramForCausalLM
 from .captioned_pictures import captioned_picture_of
 from .curves import log_picture
+from .parallel import whole_model
 from .pictures_page import contact_sheet
 from .pretraining import Pretraining, bits_by_modality
 
@@ -25,6 +26,8 @@ SAMPLES = "samples"  # folder of the grids in a run
 
 class HeldOut(Callback):
     """Now and then: bits of each modality on held-out splits, and a grid of pictures drawn from words.
+
+    Of several ranks the first one does it, and the others wait for it at their next step.
 
     bundle: puts a decoder together with the tokenizers of its tokens
     """
@@ -50,18 +53,21 @@ class HeldOut(Callback):
         step = pl_module.step
         if step % self.config.trainer.validate_every_n_steps:
             return
-        pl_module.model.eval()
+        whole = whole_model(pl_module.model, pl_module.world)
+        if whole is None:
+            return
+        whole.eval()
         # not compiled: every new shape would be compiled anew
         precision = trainer.precision_plugin.val_step_context()
         with torch.no_grad(), precision, torch.compiler.set_stance("force_eager"):
             for split, dataset in self.heldout.items():
-                values = {f"{split}/bits_{name}": bits for name, bits in self._bits(pl_module, dataset).items()}
+                values = {f"{split}/bits_{name}": bits for name, bits in self._bits(pl_module, whole, dataset).items()}
                 for logger in trainer.loggers:
                     logger.log_metrics(values, step=step)
-            self._draw(trainer, pl_module, step)
-        pl_module.model.train()
+            self._draw(trainer, whole, step)
+        whole.train()
 
-    def _bits(self, module: Pretraining, dataset: TokenDataset) -> dict[str, float]:
+    def _bits(self, module: Pretraining, model: OmnigramForCausalLM, dataset: TokenDataset) -> dict[str, float]:
         batches = EvaluationBatches(
             dataset,
             dataset.grammar(),
@@ -73,15 +79,15 @@ class HeldOut(Callback):
         found: dict[str, list[Tensor]] = {}
         for batch in batches:
             moved = batch.to(module.device)
-            for name, bits in bits_by_modality(moved, module.loss_parts(moved), module.vocabulary).items():
+            for name, bits in bits_by_modality(moved, module.loss_parts(moved, model), module.vocabulary).items():
                 found.setdefault(name, []).append(bits)
         return {name: float(torch.cat(bits).mean()) for name, bits in found.items()}
 
-    def _draw(self, trainer: Trainer, module: Pretraining, step: int) -> None:
+    def _draw(self, trainer: Trainer, model: OmnigramForCausalLM, step: int) -> None:
         number = min(self.config.trainer.sample_pictures, len(self.tokens))
         if not number:
             return
-        made = self.bundle(module.model)
+        made = self.bundle(model)
         spread = torch.linspace(0, len(self.tokens) - 1, number).long().tolist()
         found = [captioned_picture_of(self.tokens[index], made.sampler) for index in spread]
         captions = [picture.wordings[0] for picture in found if picture is not None]

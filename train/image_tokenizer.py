@@ -18,9 +18,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data.picture_batches import PictureBatch
 from ..tokenizers.image import ImageTokenizer, to_pixels
-from .checkpointing import StepModule
 from .optimizer import build_optimizers, learning_rates, named_rates, scale_learning_rates
 from .schedule import warmup_cosine
+from .steps import StepModule
 
 
 class ImageTokenizerTraining(StepModule):

@@ -13,7 +13,8 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         lambda n: n >= 1,
         "threads samples_per_shard max_caption max_pixels vocab_size resolution max_ratio stem channels layers "
         "encoder_kernel codebook_dim max_steps batch_size init_pictures log_every_n_steps validate_every_n_steps "
-        "checkpoint_every_n_steps evaluation_batch_size workers rows lookahead group_shards queries heldout_queries "
+        "checkpoint_every_n_steps checkpoints_kept accumulation "
+        "evaluation_batch_size workers rows lookahead group_shards queries heldout_queries "
         "gallery hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
         "head_dim max_position_embeddings num_experts_per_token",
     ),
@@ -25,6 +26,7 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "encoder_blocks decoder_blocks encoder_attention decoder_attention commitment dead_code_threshold l1 l2 "
         "quantizer weight start_step learning_rate muon_learning_rate weight_decay warmup_steps "
         "words_to_picture picture_to_words page text image prefetch z_loss validation_documents sample_pictures "
+        "checkpoint_kept_every_n_steps "
         "max_skipped_steps num_experts balance_loss_weight temperature top_k pad_token_id bos_token_id eos_token_id",
     ),
     (

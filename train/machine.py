@@ -6,18 +6,20 @@ import shutil
 import signal
 import sys
 import warnings
-from pathlib import Path
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 from transformers.utils import logging as transformers_logging
 
 from .curves import make_loggers
+from .parallel import strategy
 from .runs import Run
+from .steps import StepModule
 from .termination import Terminated
+from .world import World, lost_rank
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
@@ -54,6 +56,8 @@ def _quiet() -> None:
     transformers_logging.set_verbosity_error()
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # the loader is a thread of its own
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    # a process alone writes its checkpoints as it is meant to
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized.*")
 
 
 def check_compiler(device: torch.device) -> None:
@@ -75,34 +79,46 @@ def precision(config: DictConfig, device: torch.device) -> str:
     return "bf16-mixed" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
 
 
-def make_trainer(config: DictConfig, run: Run, callbacks: list[Callback], resumed_step: int) -> Trainer:
+def make_trainer(
+    config: DictConfig, run: Run, callbacks: list[Callback], resumed_step: int, world: World | None = None
+) -> Trainer:
     """A trainer that goes on until a callback stops it; progress, checkpoints and curves are ours."""
     device = prepare(config)
+    world = world or World()
+    names = [str(name) for name in config.logger] if world.is_first else []
     return Trainer(
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
-        devices=1,
+        devices=world.local_size,
+        num_nodes=world.size // world.local_size,
+        strategy=strategy(config.trainer, world),
         precision=precision(config, device),  # pyright: ignore[reportArgumentType] - checked by Lightning
         max_steps=-1,
         max_epochs=-1,
-        logger=make_loggers([str(name) for name in config.logger], run.folder, resumed_step),
+        logger=make_loggers(names, run.folder, resumed_step),
         callbacks=callbacks,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        use_distributed_sampler=False,
         deterministic="warn" if config.deterministic else False,
     )
 
 
-def fit(trainer: Trainer, module: LightningModule, batches: DataLoader, checkpoint: Path | None) -> None:
-    """`trainer.fit`, from a checkpoint on; an interruption stays one, where Lightning exits with code 1.
+def fit(trainer: Trainer, module: StepModule, batches: DataLoader, world: World | None = None) -> None:
+    """`trainer.fit`; an interruption stays one, where Lightning exits with code 1.
 
-    Raises Terminated after SIGTERM, once the step that was running is saved.
+    Raises Terminated after SIGTERM, once the step that was running is saved, and LostRankError where another process
+    of the run has ended.
     """
     handler = signal.getsignal(signal.SIGINT)
     try:
-        trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(module, batches)
     except SIGTERMException:
         raise Terminated from None
     except SystemExit:
         signal.signal(signal.SIGINT, handler)  # which Lightning has switched off
         raise KeyboardInterrupt from None
+    except RuntimeError as error:
+        raise lost_rank(error, world or World()) or error from None
+    if module.stopping:
+        raise Terminated

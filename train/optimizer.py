@@ -28,7 +28,9 @@ def parameter_groups(
     decaying = [p for p in trained if p.ndim >= 2 and id(p) not in embeddings]
     chosen = {id(p) for p in decaying}
     rest = [p for p in trained if id(p) not in chosen]
-    return [{"params": decaying, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups: list[dict[str, object]] = [{"params": decaying, "weight_decay": weight_decay}]
+    groups.append({"params": rest, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]  # checkpoints of several optimizers take no empty one
 
 
 def build_optimizers(module: nn.Module, settings: DictConfig, device: torch.device) -> list[Optimizer]:

@@ -9,6 +9,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rich.console import Console
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..data.artefact import file_sha256, publish_folder
-from ..data.loader import Loader, LoaderConfig, Seen
+from ..data.loader import Loader, LoaderConfig, Seen, reshard
 from ..data.packing import PackedBatch
 from ..data.tokens import TokenDataset
 from ..model.bundle import Omnigram
@@ -29,31 +30,42 @@ from ..model.decoder import OmnigramForCausalLM
 from ..model.generation.choice import Sampling
 from ..model.size import flops_per_token
 from ..model.stored_decoder import read_decoder
-from .checkpointing import Checkpoints, Steps, load_step
+from .checkpoints import Checkpoints, load_model, load_step, newest_checkpoint
 from .compose import build
 from .heldout import HeldOut
 from .machine import check_compiler, fit, make_trainer, prepare
+from .parallel import whole_model
 from .pretrain_metrics import EvaluationSettings, evaluate_pretraining
 from .pretraining import Pretraining, softmax_partitions
 from .progress import TrainingProgress
 from .runs import Run, open_run, write_config
+from .steps import Steps
 from .tokenizer import named_tokenizers, read_tokenizers, tokenizer_run
 from .tokens import make_tokens
+from .world import World, join_world
 
 EXPORT = "export"
-# settings of the trainer that change how a run is watched, not what it makes
+# settings of the trainer that change how a run is watched or laid out, not what it makes
 WATCHING = (
     "log_every_n_steps",
     "validate_every_n_steps",
     "validation_documents",
     "sample_pictures",
     "checkpoint_every_n_steps",
+    "checkpoints_kept",
+    "checkpoint_kept_every_n_steps",
     "max_skipped_steps",
+    "strategy",
+    "accumulation",
+    "activation_checkpointing",
 )
 
 
 def pretrain(config: DictConfig) -> Path:
-    """Pre-train the decoder that `config.model` describes on `config.data`, unless that is done; the run folder."""
+    """Pre-train the decoder that `config.model` describes on `config.data`, unless that is done; the run folder.
+
+    Started by torchrun or srun, each process trains its part; the first alone makes, writes and measures.
+    """
     device = prepare(config)
     _decoder_config(config, **_filled_in(config, 2, [[1, 1]]))  # what cannot work is said before tokens are made
     EvaluationSettings(**config.evaluation)
@@ -61,31 +73,53 @@ def pretrain(config: DictConfig) -> Path:
     if config.trainer.compile:
         check_compiler(device)
     _check_tokenizers(config)
-    folder = make_tokens(config)
+    world = join_world(device)
+    _check_rows(config, world)
+    folder = world.lead(lambda: make_tokens(config))
     tokens = TokenDataset(folder, "train")
     decoder = model_config(config, tokens)
     made_from = _made_from(config, tokens)
     model_name = _chosen_model(config)
-    with open_run(config.pretrain.runs, f"{config.data.name}-{model_name}", made_from) as run:
-        if run.finished:
+    with ExitStack() as stack:
+        opened = open_run(config.pretrain.runs, f"{config.data.name}-{model_name}", made_from)
+        run = world.lead(lambda: stack.enter_context(opened))
+        if world.lead(lambda: run.finished):
             return run.folder
-        write_config(run, OmegaConf.to_yaml(config, resolve=True))
         codec = read_tokenizers(tokenizer_run(config), device)
-        module = _train(run, config, decoder, tokens, codec)
+        if world.is_first:
+            write_config(run, OmegaConf.to_yaml(config, resolve=True))
+        module = _train(run, config, decoder, tokens, codec, world)
+        numbers = _training_numbers(module, world)
+        whole = whole_model(module.model, world)
+        if whole is None:
+            return run.folder
         if not (run.folder / EXPORT).exists():
             with publish_folder(run.folder / EXPORT) as partial:
-                bundle(module.model, tokens, codec, config).save_pretrained(partial)
+                bundle(whole, tokens, codec, config).save_pretrained(partial)
         measured = measure(run.folder, folder, config)
-        run.finish({**measured, **_training_numbers(module), "model": model_name, "seed": config.seed})
+        run.finish({**measured, **numbers, "model": model_name, "seed": config.seed})
         console = Console(stderr=True)
         console.print(f"{run.folder}: see {run.folder / 'samples.png'}", highlight=False, soft_wrap=True)
     return run.folder
 
 
-def _training_numbers(module: Pretraining) -> dict[str, Any]:
-    """What the training cost, from its start, the stops left out."""
-    assert module.data_state is not None
-    seconds, seen = float(module.seconds), Seen(**module.data_state["seen"])
+def _check_rows(config: DictConfig, world: World) -> None:
+    """ValueError unless the rows of a batch can be dealt to the ranks and cut into parts."""
+    rows, parts = config.loader.rows, config.trainer.accumulation
+    if rows % (world.size * parts):
+        ranks = f"{world.size} processes" if world.size > 1 else ""
+        cut = f"{parts} parts (trainer.accumulation)" if parts > 1 else ""
+        raise ValueError(
+            f"loader.rows={rows} cannot be dealt to {' of '.join(filter(None, (ranks, cut)))}: "
+            f"set a multiple of {world.size * parts}"
+        )
+
+
+def _training_numbers(module: Pretraining, world: World) -> dict[str, Any]:
+    """What the training cost, from its start, the stops left out, on all ranks together."""
+    states = world.gather(module.data_state) if module.data_state is not None else module.resumed_states
+    assert states is not None
+    seconds, seen = float(module.seconds), Seen.total(states)
     flops = flops_per_token(module.model.config, context=seen.pairs / seen.tokens)
     return {
         "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
@@ -219,22 +253,28 @@ def _sampling(config: DictConfig) -> dict[str, Sampling]:
 
 
 class _Batches(IterableDataset[PackedBatch]):
-    """A loader that begins where the module's checkpoint ended."""
+    """This rank's part of each batch, from where the module's checkpoint ended."""
 
     def __init__(self, tokens: TokenDataset, config: DictConfig, module: Pretraining) -> None:
         self.tokens, self.config, self.module = tokens, config, module
 
     def __iter__(self) -> Iterator[PackedBatch]:
         settings: Any = OmegaConf.to_container(self.config.loader, resolve=True)
-        loss = self.config.loss
+        loss, world, states = self.config.loss, self.module.world, self.module.resumed_states
+        settings["rows"] //= world.size
         options = LoaderConfig(
             **settings, seed=self.config.seed, loss_weights=dict(loss.weights), partitioned=loss.partitioned
         )
+        if states is not None and len(states) != world.size:
+            states = reshard(states, world.size)
+        state = None if states is None else states[world.rank]
         # within the generator: an error while Lightning sets itself up would be hidden by one of its own
-        yield from Loader(self.tokens, self.tokens.grammar(), options, state=self.module.data_state)
+        yield from Loader(self.tokens, self.tokens.grammar(), options, world.rank, world.size, state)
 
 
-def _train(run: Run, config: DictConfig, decoder: OmnigramConfig, tokens: TokenDataset, codec: Codec) -> Pretraining:
+def _train(
+    run: Run, config: DictConfig, decoder: OmnigramConfig, tokens: TokenDataset, codec: Codec, world: World
+) -> Pretraining:
     """Train to the last step, from the newest checkpoint on."""
     torch.manual_seed(config.seed)
     start = start_of(config)
@@ -248,21 +288,20 @@ def _train(run: Run, config: DictConfig, decoder: OmnigramConfig, tokens: TokenD
             f"model.attn_implementation={config.model.attn_implementation} needs a package that is not installed: "
             "pip install 'omnigram[flash]', or set model.attn_implementation=sdpa"
         ) from None
-    module = Pretraining(model, tokens.vocabulary, config)
-    checkpoint, steps = run.newest_checkpoint(), config.trainer.max_steps
-    if checkpoint is not None and load_step(checkpoint) >= steps:
-        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        module.load_state_dict(saved["state_dict"])
-        module.on_load_checkpoint(saved)
+    module = Pretraining(model, tokens.vocabulary, config, world)
+    settings = config.trainer
+    checkpoint, steps = world.lead(lambda: newest_checkpoint(run.checkpoints)), settings.max_steps
+    if load_step(checkpoint) >= steps:
+        assert checkpoint is not None
+        load_model(checkpoint, module)
         return module
+    kept = (settings.checkpoints_kept, settings.checkpoint_kept_every_n_steps)
     callbacks: list[Callback] = [
         Steps(config.seed),
-        TrainingProgress("pre-training", steps),
+        *([TrainingProgress("pre-training", steps)] if world.is_first else []),
         HeldOut(tokens, lambda model: bundle(model, tokens, codec, config), run.folder, config),
-        Checkpoints(run.checkpoints, config.trainer.checkpoint_every_n_steps, steps),
+        Checkpoints(run.checkpoints, settings.checkpoint_every_n_steps, steps, checkpoint, world, *kept),
     ]
-    if config.trainer.compile:
-        model.model.compile(dynamic=False)
-    trainer = make_trainer(config, run, callbacks, load_step(checkpoint))
-    fit(trainer, module, DataLoader(_Batches(tokens, config, module), batch_size=None), checkpoint)
+    trainer = make_trainer(config, run, callbacks, load_step(checkpoint), world)
+    fit(trainer, module, DataLoader(_Batches(tokens, config, module), batch_size=None), world)
     return module

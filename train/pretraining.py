@@ -1,12 +1,15 @@
 """Pre-training of the decoder: next-token prediction on packed documents.
 
-The loss of a step is the sum of weighted losses over the sum of weights of the whole batch, not a mean of means.
+The loss of a step is the sum of weighted losses over the sum of weights of the whole batch, over all parts of it and
+all ranks, not a mean of means.
 
 Dimensions: R rows, T length of a row.
 """
 
 import math
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,9 +20,11 @@ from ..data.packing import PackedBatch
 from ..model.decoder import OmnigramForCausalLM
 from ..model.loss import LossParts, Partition
 from ..tokenizers.vocabulary import Vocabulary
-from .checkpointing import StepModule
 from .optimizer import build_optimizers, learning_rates, named_rates, scale_learning_rates
+from .parallel import clip_gradients, parallelise, without_reduction
 from .schedule import warmup_cosine
+from .steps import StepModule
+from .world import World
 
 
 def softmax_partitions(vocabulary: Vocabulary) -> list[Partition]:
@@ -42,14 +47,19 @@ class Pretraining(StepModule):
     config: `loss`, `optimizer` and `trainer` are read.
     """
 
-    def __init__(self, model: OmnigramForCausalLM, vocabulary: Vocabulary, config: DictConfig) -> None:
+    def __init__(
+        self, model: OmnigramForCausalLM, vocabulary: Vocabulary, config: DictConfig, world: World | None = None
+    ) -> None:
         super().__init__(config.trainer.max_skipped_steps)
         self.automatic_optimization = False
-        self.model, self.vocabulary, self.config = model, vocabulary, config
+        self.model, self.vocabulary, self.config, self.world = model, vocabulary, config, world or World()
         self.partitions = softmax_partitions(vocabulary) if config.loss.partitioned else None
         self.shown: dict[str, float] = {}
-        self._clock: tuple[float, int] | None = None  # time and tokens since the last point of the curves
+        self._clock: tuple[float, float] | None = None  # time and tokens since the last point of the curves
         self._tokens = 0
+
+    def configure_model(self) -> None:
+        parallelise(self.model, self.config.trainer, self.device_mesh)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         return build_optimizers(self.model, self.config.optimizer, self.device)
@@ -57,9 +67,9 @@ class Pretraining(StepModule):
     def transfer_batch_to_device(self, batch: PackedBatch, device: torch.device, dataloader_idx: int) -> PackedBatch:
         return batch.to(device)
 
-    def loss_parts(self, batch: PackedBatch) -> LossParts:
-        """Weighted loss of a batch, with the nats of every target."""
-        return self.model.training_loss(
+    def loss_parts(self, batch: PackedBatch, model: OmnigramForCausalLM | None = None) -> LossParts:
+        """Weighted loss of a batch, with the nats of every target; of another copy of the model where one is given."""
+        return (model or self.model).training_loss(
             batch.ids,
             batch.targets,
             batch.weights,
@@ -74,34 +84,63 @@ class Pretraining(StepModule):
         settings, optimizers = self.config.optimizer, self.every_optimizer()
         factor = warmup_cosine(self.step, settings.warmup_steps, self.config.trainer.max_steps, settings.final_ratio)
         scale_learning_rates(optimizers, factor)
-        parts = self.loss_parts(batch)
+        weight = self.world.sum(batch.total_weight).clamp_min(1e-6)
         self.model.zero_grad()
-        self.manual_backward(parts.loss / parts.weight.clamp_min(1e-6))
-        length = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.gradient_clip)
-        if self.may_update(named_rates(settings), loss=parts.loss, gradient=length):
+        parts = batch.parts(self.config.trainer.accumulation)
+        found = [self._backward(part, weight, last=part is parts[-1]) for part in parts]
+        length = clip_gradients(self.model, settings.gradient_clip)
+        if self.may_update(named_rates(settings), loss=sum_of(found).loss, gradient=length):
             for optimizer in optimizers:
                 optimizer.step()
         self._tokens += batch.num_tokens
         if self.step % self.config.trainer.log_every_n_steps == 0:
-            self._log(batch, parts, float(length), learning_rates(optimizers))
+            self._log(batch, sum_of(found), float(length), learning_rates(optimizers))
+
+    def _backward(self, part: PackedBatch, weight: Tensor, last: bool) -> LossParts:
+        """Add the gradients of a part of the batch, whose targets weigh `weight` on all ranks together."""
+        reduced = last or self.world.size == 1
+        with nullcontext() if reduced else without_reduction(self.model, self.trainer.strategy):
+            parts = self.loss_parts(part)
+            self.manual_backward(parts.loss * self.world.size / weight)  # of which the mean over the ranks is taken
+        return parts._replace(loss=parts.loss.detach())
 
     def _log(self, batch: PackedBatch, parts: LossParts, gradient: float, rates: dict[str, float]) -> None:
-        now = time.monotonic()
         bits = bits_by_modality(batch, parts, self.vocabulary)
-        values: dict[str, Any] = {f"train/bits_{name}": float(values.mean()) for name, values in bits.items()}
+        sums = torch.zeros(len(self.vocabulary.modalities), 2, dtype=torch.float64)  # bits and targets of each
+        for index, name in enumerate(self.vocabulary.modalities):
+            if name in bits:
+                sums[index] = torch.tensor([float(bits[name].double().sum()), bits[name].numel()])
+        totals = torch.tensor([float(parts.nats), float(parts.weight), self._tokens], dtype=torch.float64)
+        sums, totals = self.world.sum(sums.to(self.device)).cpu(), self.world.sum(totals.to(self.device)).cpu()
+        nats, weight, tokens = totals.tolist()
+        now = time.monotonic()
+        values: dict[str, Any] = {
+            f"train/bits_{name}": bits / number
+            for name, (bits, number) in zip(self.vocabulary.modalities, sums.tolist(), strict=True)
+            if number
+        }
         values |= {
-            "train/loss": float(parts.nats / parts.weight.clamp_min(1e-6)),
+            "train/loss": nats / max(weight, 1e-6),
             "train/gradient_norm": gradient,
             "train/steps_skipped": float(self.steps_skipped),
         }
         values |= {f"train/{name}": rate for name, rate in rates.items()}
         if self._clock is not None:
-            speed = (self._tokens - self._clock[1]) / (now - self._clock[0])
+            speed = (tokens - self._clock[1]) / (now - self._clock[0])
             values["train/tokens_per_second"] = speed
             self.shown = {"loss": values["train/loss"], "tokens/s": speed}
-        self._clock = (now, self._tokens)
+        self._clock = (now, tokens)
         for logger in self.loggers:
             logger.log_metrics(values, step=self.step + 1)
+
+
+def sum_of(parts: Sequence[LossParts]) -> LossParts:
+    """The sums over the parts of a batch, and the tokens of all of them."""
+    if len(parts) == 1:
+        return parts[0]
+    loss, nats, weight, z, token_nats, token_log_z = zip(*parts, strict=True)
+    sums = [torch.stack(column).sum() for column in (loss, nats, weight, z)]
+    return LossParts(*sums, torch.cat(token_nats), torch.cat(token_log_z))  # pyright: ignore[reportCallIssue]
 
 
 def bits_by_modality(batch: PackedBatch, parts: LossParts, vocabulary: Vocabulary) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from .checkpointing import StepModule
+from .steps import StepModule
 
 SECONDS_BETWEEN_LINES = 30.0
 

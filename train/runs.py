@@ -7,13 +7,11 @@ finished.
 
 import json
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
 from ..data.artefact import (
     FolderLock,
@@ -45,14 +43,6 @@ class Run:
     @property
     def checkpoints(self) -> Path:
         return self.folder / CHECKPOINTS
-
-    def newest_checkpoint(self) -> Path | None:
-        """The checkpoint of the most steps that is whole. They are written whole or not at all, but disks fail."""
-        for path in sorted(self.checkpoints.glob("step-*.ckpt"), reverse=True):
-            if is_zipfile(path):  # the form of torch.save; its directory is at the end
-                return path
-            warnings.warn(f"{path} is damaged and is passed over", stacklevel=2)
-        return None
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
         """Write metrics.json with the run's configuration and provenance, then point `latest` at this run."""

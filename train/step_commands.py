@@ -86,12 +86,14 @@ def run_step(options: argparse.Namespace) -> int:
                 raise ValueError(
                     f"{override} has no effect on a run that is finished: `evaluate` takes {', '.join(MEASURING)}…"
                 )
+    from .world import is_first
+
     step = getattr(import_module(f".{module}", __package__), function)
     for overrides, config in combinations:
         if options.multirun:
             print(f"omnigram {options.command} {' '.join(overrides)}", file=sys.stderr)
         made = step(config)
-        if isinstance(made, Path):
+        if isinstance(made, Path) and is_first():
             print(made, flush=True)
     return 0
 
@@ -115,11 +117,14 @@ def run_sweep(options: argparse.Namespace) -> int:
     from .pretrain import pretrain
     from .runs import point_latest
     from .sweep import summarise_sweep
+    from .world import is_first
 
     runs: list[Path] = []
     for overrides, config in combinations:
         print(f"omnigram pretrain {' '.join(overrides)}", file=sys.stderr)
         runs.append(pretrain(config))
+    if not is_first():
+        return 0
     folder = summarise_sweep(runs, SWEEPS / identity([run.name for run in runs])[:8])
     point_latest(folder)
     print(folder, flush=True)

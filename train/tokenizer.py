@@ -28,7 +28,7 @@ from ..tokenizers.published_text import TEXT_MODEL
 from ..tokenizers.quantizer import QuantizerConfig
 from ..tokenizers.text import TextTokenizer
 from ..tokenizers.vocabulary import Vocabulary
-from .checkpointing import Checkpoints, Steps, load_step
+from .checkpoints import Checkpoints, load_model, load_step, newest_checkpoint
 from .curves import log_picture
 from .image_tokenizer import ImageTokenizerTraining
 from .machine import fit, make_trainer, prepare
@@ -36,6 +36,7 @@ from .pictures_page import contact_sheet
 from .progress import TrainingProgress
 from .runs import Run, open_run, write_config
 from .shards import make_shards
+from .steps import Steps
 from .tokenizer_metrics import measure_codebook, measure_reconstruction
 
 GRID = "reconstructions.png"
@@ -145,11 +146,15 @@ def _train(
     torch.manual_seed(config.seed)
     tokenizer = ImageTokenizer(NetworkConfig(**settings.network), QuantizerConfig(**settings.quantizer))
     module = ImageTokenizerTraining(tokenizer, settings)
-    checkpoint = run.newest_checkpoint()
+    checkpoint = newest_checkpoint(run.checkpoints)
     if checkpoint is not None and load_step(checkpoint) >= steps:
-        module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+        load_model(checkpoint, module)
         return module, float(module.seconds)
-    stream = PictureStream(pictures, settings.trainer.batch_size, config.seed, lambda: module.data_state)
+
+    def left() -> dict[str, Any] | None:
+        return None if module.resumed_states is None else module.resumed_states[0]
+
+    stream = PictureStream(pictures, settings.trainer.batch_size, config.seed, left)
     callbacks: list[Callback] = [
         Steps(config.seed),
         Start(pictures, settings.trainer.init_pictures),
@@ -157,9 +162,9 @@ def _train(
     ]
     if validation is not None:
         callbacks.append(Reconstructions(validation, settings.trainer))
-    callbacks.append(Checkpoints(run.checkpoints, settings.trainer.checkpoint_every_n_steps, steps))
+    callbacks.append(Checkpoints(run.checkpoints, settings.trainer.checkpoint_every_n_steps, steps, checkpoint))
     trainer = make_trainer(config, run, callbacks, load_step(checkpoint))
-    fit(trainer, module, DataLoader(stream, batch_size=None), checkpoint)
+    fit(trainer, module, DataLoader(stream, batch_size=None))
     return module, float(module.seconds)
 
 

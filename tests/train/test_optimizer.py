@@ -11,8 +11,8 @@ from torch.multiprocessing.spawn import spawn
 
 from omnigram.model.configuration import OmnigramConfig
 from omnigram.model.decoder import OmnigramForCausalLM
-from omnigram.train.checkpointing import StepModule
 from omnigram.train.optimizer import build_optimizers, hidden_matrices, scale_learning_rates
+from omnigram.train.steps import StepModule
 
 
 def settings(**changed: float | None) -> DictConfig:

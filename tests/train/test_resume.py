@@ -29,7 +29,7 @@ def stop_after_a_checkpoint(number: signal.Signals, arguments: list[str], folder
         command("pretrain", arguments), cwd=folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 200
-    while not list(folder.glob(f"runs/{stage}/*/checkpoints/step-*.ckpt")):
+    while not list(folder.glob(f"runs/{stage}/*/checkpoints/step-*")):
         assert process.poll() is None, process.stderr and process.stderr.read().decode()
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -12,6 +12,7 @@ from made_road import draw_pictures, overrides
 from omegaconf import DictConfig
 from PIL import Image
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import AutoModelForCausalLM
 
 from omnigram.model.bundle import Omnigram
@@ -159,8 +160,9 @@ def test_a_run_that_diverges_is_stopped(before_pretraining: tuple[Path, list[str
         pytest.raises(ValueError, match=rf"{faulty}, as 4 steps before it: lower optimizer\.learning_rate="),
     ):
         pretrain(compose_config([*asked, "optimizer.learning_rate=1e30", "trainer.max_skipped_steps=4"]))
-    [checkpoint] = folder.glob("runs/pretrain/*/checkpoints/step-*.ckpt")  # of a step in the row
-    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    [checkpoint] = folder.glob("runs/pretrain/*/checkpoints/step-*")  # of a step in the row
+    dcp_to_torch_save(checkpoint, folder / "one-file.pt")
+    state = torch.load(folder / "one-file.pt", weights_only=True)["model"]
     assert all(value.isfinite().all() for value in state.values())
 
 
@@ -178,8 +180,8 @@ def test_a_damaged_checkpoint_is_passed_over(road: tuple[Path, DictConfig], befo
     folder, asked = before_pretraining
     run = folder / "runs/pretrain" / whole.name
     shutil.copytree(whole / "checkpoints", run / "checkpoints")
-    os.truncate(run / "checkpoints/step-00000008.ckpt", 5000)
-    with pytest.warns(UserWarning, match=r"step-00000008\.ckpt is damaged and is passed over"):
+    os.truncate(run / "checkpoints/step-00000008/__0_0.distcp", 5000)
+    with pytest.warns(UserWarning, match=r"step-00000008 is damaged and is passed over: __0_0\.distcp has not its"):
         assert pretrain(compose_config(asked)).name == whole.name
     weights = [load_file(folder / "export/model.safetensors") for folder in (whole, run)]
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])

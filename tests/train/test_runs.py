@@ -1,11 +1,9 @@
 """Run folders: one a configuration, one process at a time, finished only with metrics.json."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
-import torch
 
 from omnigram.data.artefact import FolderBusyError
 from omnigram.train.curves import CurveLogger, make_loggers, read_curves
@@ -73,23 +71,6 @@ def test_a_damaged_run_is_not_taken_for_a_finished_one(tmp_path: Path):
     (run.folder / "metrics.json").write_text("{")
     with pytest.raises(ValueError, match="is damaged"), open_run(tmp_path, "run", {}):
         pass
-
-
-def test_the_newest_checkpoint_has_the_most_steps(tmp_path: Path):
-    with open_run(tmp_path, "run", {}) as run:
-        assert run.newest_checkpoint() is None
-        run.checkpoints.mkdir()
-        for step in (100, 20, 3000):
-            torch.save(step, run.checkpoints / f"step-{step:08d}.ckpt")
-        (run.checkpoints / "step-00009999.partial").touch()
-        newest = run.newest_checkpoint()
-        assert newest is not None
-        assert newest.name == "step-00003000.ckpt"
-        os.truncate(newest, newest.stat().st_size // 2)
-        with pytest.warns(UserWarning, match=r"step-00003000\.ckpt is damaged and is passed over"):
-            before = run.newest_checkpoint()
-        assert before is not None
-        assert before.name == "step-00000100.ckpt"
 
 
 def test_curves_are_cut_back_to_the_checkpoint_and_go_on(tmp_path: Path):

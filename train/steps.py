@@ -1,15 +1,11 @@
-"""Checkpoints of a training run: whole or absent, the newest few kept, every draw a function of the step."""
+"""A module that counts its own steps, the same on all ranks, and leaves out those that would spoil its weights."""
 
-import os
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-
-from ..data.artefact import plain_errors, sync_folder
 
 
 class StepModule(LightningModule):
@@ -29,7 +25,10 @@ class StepModule(LightningModule):
         for name in ("steps_done", "steps_skipped", "skipped_in_a_row"):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
         self.register_buffer("seconds", torch.zeros((), dtype=torch.float64))
-        self.data_state: dict[str, Any] | None = None  # of the data after the last step; None at the start
+        self.data_state: dict[str, Any] | None = None  # of this rank's data after the last step; None at the start
+        self.resumed_states: list[dict[str, Any]] | None = None  # of all ranks, at the checkpoint gone on from
+        self.asked_to_stop = False  # this rank alone
+        self.stopping = False  # all ranks, after this step
 
     @property
     def step(self) -> int:
@@ -44,12 +43,14 @@ class StepModule(LightningModule):
     def may_update(self, setting: str, **numbers: torch.Tensor) -> bool:
         """Whether all numbers are finite, on every rank: before an update, so that weights and checkpoints stay sound.
 
-        setting: what one would lower. ValueError after more than `max_skipped` steps in a row without an update.
+        setting: what one would lower. ValueError after more than `max_skipped` steps in a row without an update. The
+        ranks also agree here on whether to stop after this step, as one of them may have been asked to.
         """
         faulty = [name for name, number in numbers.items() if not torch.isfinite(number)]
-        skip = torch.tensor(len(faulty), dtype=torch.int32, device=self.device)
+        told = torch.tensor([len(faulty), self.asked_to_stop], dtype=torch.int32, device=self.device)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(skip, torch.distributed.ReduceOp.MAX)
+            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+        skip, self.stopping = (bool(flag) for flag in told.tolist())
         if not skip:
             self.skipped_in_a_row.zero_()
             return True
@@ -61,17 +62,6 @@ class StepModule(LightningModule):
         self.steps_skipped += 1
         warnings.warn(f"{what} is not a finite number: the step is left out", stacklevel=2)
         return False
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["data_state"], checkpoint["step"] = self.data_state, self.step
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.data_state = checkpoint["data_state"]
-
-
-def load_step(path: Path | None) -> int:
-    """Steps that a checkpoint of `Checkpoints` has behind it, by its name; 0 for none."""
-    return 0 if path is None else int(path.stem.removeprefix("step-"))
 
 
 class Steps(Callback):
@@ -100,42 +90,3 @@ class Steps(Callback):
         pl_module.steps_done += 1
         pl_module.data_state = batch.state
         self._since = now
-
-
-class Checkpoints(Callback):
-    """Save every so many steps, and end the run after `max_steps`.
-
-    Last of the callbacks: what a step leaves in curves and pictures is there before its checkpoint is.
-    """
-
-    def __init__(self, folder: Path, every: int, max_steps: int, keep: int = 2) -> None:
-        if every < 1 or max_steps < 1:
-            raise ValueError(f"checkpoint_every_n_steps={every} and max_steps={max_steps} must be 1 or more")
-        self.folder, self.every, self.max_steps, self.keep = folder, every, max_steps, keep
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        assert isinstance(pl_module, StepModule)
-        step = pl_module.step
-        if step % self.every == 0 or step >= self.max_steps or trainer.received_sigterm:
-            self.save(trainer, step)
-        if step >= self.max_steps:
-            trainer.should_stop = True
-
-    def save(self, trainer: Trainer, step: int) -> None:
-        """Write beside, sync, rename; then drop the oldest."""
-        path = self.folder / f"step-{step:08d}.ckpt"
-        partial = path.with_suffix(".partial")
-        with plain_errors(path):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                trainer.save_checkpoint(partial)
-                with partial.open("rb") as file:
-                    os.fsync(file.fileno())
-                partial.replace(path)
-                sync_folder(self.folder)
-            finally:
-                partial.unlink(missing_ok=True)
-        for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
-            old.unlink()

@@ -1,0 +1,137 @@
+"""The processes that train together, one a device: who this one is, and what the first of them does for all.
+
+torchrun and Slurm's srun start the same command once for every device. All of them read the same configuration; the
+first one alone makes what is lacking, holds the run's folder and writes in it, and the others wait for it.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+STEP_PATIENCE = timedelta(hours=1)  # for a rank that validates or draws while the others wait at the next step
+PATIENCE = timedelta(days=7)  # for a rank that makes tokenizers and tokens before the first step
+LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+
+T = TypeVar("T")
+
+
+class LostRankError(OSError):
+    """Another process of the run has ended."""
+
+
+class OtherRankError(ValueError):
+    """The first process of the run could not go on, and has said why."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank `rank` of `size`; on this machine `local_rank` of `local_size`.
+
+    control and checkpoints are process groups of their own, for what takes long and for what a thread does.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    control: Any = None
+    checkpoints: Any = None
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def lead(self, work: Callable[[], T]) -> T:
+        """What the first rank makes (it has to pickle), on all ranks. OtherRankError where it raised something."""
+        if self.size == 1:
+            return work()
+        told: list[Any] = [None]
+        try:
+            if self.is_first:
+                told = [(True, work())]
+        except BaseException as error:
+            told = [(False, " ".join(str(error).split()) or type(error).__name__)]
+            raise
+        finally:
+            self._communicate(lambda: dist.broadcast_object_list(told, src=0, group=self.control))
+        made, value = told[0]
+        if not made:
+            raise OtherRankError(f"rank {self.rank} stops, as the first rank did: {value}")
+        return value
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all ranks (they have to pickle), on all ranks."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        self._communicate(lambda: dist.all_gather_object(values, value, group=self.control))
+        return values
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over the ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def _communicate(self, act: Callable[[], Any]) -> None:
+        try:
+            act()
+        except RuntimeError as error:
+            raise lost_rank(error, self) or error from None
+
+
+def lost_rank(error: RuntimeError, world: World) -> LostRankError | None:
+    """What an error of a collective means; None for an error of another kind."""
+    kinds = (dist.DistError, dist.DistBackendError, dist.DistNetworkError)
+    if world.size > 1 and (isinstance(error, kinds) or any(sign in str(error) for sign in LOST)):
+        return LostRankError(f"rank {world.rank} lost the others: one of the {world.size} processes has ended")
+    return None
+
+
+def join_world(device: torch.device) -> World:
+    """Meet the other processes that torchrun or srun has started; a world of one where there are none.
+
+    ValueError for more processes on a machine than it has GPUs. Call it as often as you like.
+    """
+    environments = (TorchElasticEnvironment, SLURMEnvironment)
+    environment = next((kind() for kind in environments if kind.detect()), None)
+    if environment is None or environment.world_size() == 1:
+        return World()
+    rank, size, local_rank = environment.global_rank(), environment.world_size(), environment.local_rank()
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or size)
+    if device.type == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise ValueError(
+                f"process {local_rank} of this machine has no GPU, there are {torch.cuda.device_count()}: "
+                "start as many processes as there are GPUs, or set device=cpu"
+            )
+        torch.cuda.set_device(local_rank)
+    if not dist.is_initialized():
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, rank=rank, world_size=size, timeout=STEP_PATIENCE)
+        _GROUPS["control"] = dist.new_group(backend="gloo", timeout=PATIENCE)
+        _GROUPS["checkpoints"] = dist.new_group(backend="gloo", timeout=STEP_PATIENCE)
+    return World(rank, size, local_rank, local_size, **_GROUPS)
+
+
+def is_first() -> bool:
+    """Whether this process speaks for all."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def leave_world() -> None:
+    """Part from the other processes, before this one ends."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+        _GROUPS.clear()
+
+
+_GROUPS: dict[str, Any] = {}  # of this process
