@@ -13,7 +13,7 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         lambda n: n >= 1,
         "threads samples_per_shard max_caption max_pixels vocab_size resolution max_ratio stem channels layers "
         "encoder_kernel codebook_dim max_steps batch_size init_pictures log_every_n_steps validate_every_n_steps "
-        "checkpoint_every_n_steps checkpoints_kept accumulation "
+        "checkpoint_every_n_steps checkpoints_kept accumulation tensor_parallel "
         "evaluation_batch_size workers rows lookahead group_shards queries heldout_queries "
         "gallery hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
         "head_dim max_position_embeddings num_experts_per_token",

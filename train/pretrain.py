@@ -56,6 +56,7 @@ WATCHING = (
     "checkpoint_kept_every_n_steps",
     "max_skipped_steps",
     "strategy",
+    "tensor_parallel",
     "accumulation",
     "activation_checkpointing",
 )
@@ -73,7 +74,7 @@ def pretrain(config: DictConfig) -> Path:
     if config.trainer.compile:
         check_compiler(device)
     _check_tokenizers(config)
-    world = join_world(device)
+    world = join_world(device, config.trainer.tensor_parallel)
     _check_rows(config, world)
     folder = world.lead(lambda: make_tokens(config))
     tokens = TokenDataset(folder, "train")
@@ -106,12 +107,13 @@ def pretrain(config: DictConfig) -> Path:
 def _check_rows(config: DictConfig, world: World) -> None:
     """ValueError unless the rows of a batch can be dealt to the ranks and cut into parts."""
     rows, parts = config.loader.rows, config.trainer.accumulation
-    if rows % (world.size * parts):
-        ranks = f"{world.size} processes" if world.size > 1 else ""
+    dealt = world.data_size
+    if rows % (dealt * parts):
+        ranks = f"{dealt} processes" if dealt > 1 else ""
         cut = f"{parts} parts (trainer.accumulation)" if parts > 1 else ""
         raise ValueError(
             f"loader.rows={rows} cannot be dealt to {' of '.join(filter(None, (ranks, cut)))}: "
-            f"set a multiple of {world.size * parts}"
+            f"set a multiple of {dealt * parts}"
         )
 
 
@@ -261,15 +263,15 @@ class _Batches(IterableDataset[PackedBatch]):
     def __iter__(self) -> Iterator[PackedBatch]:
         settings: Any = OmegaConf.to_container(self.config.loader, resolve=True)
         loss, world, states = self.config.loss, self.module.world, self.module.resumed_states
-        settings["rows"] //= world.size
+        settings["rows"] //= world.data_size
         options = LoaderConfig(
             **settings, seed=self.config.seed, loss_weights=dict(loss.weights), partitioned=loss.partitioned
         )
-        if states is not None and len(states) != world.size:
-            states = reshard(states, world.size)
-        state = None if states is None else states[world.rank]
+        if states is not None and len(states) != world.data_size:
+            states = reshard(states, world.data_size)
+        state = None if states is None else states[world.data_rank]
         # within the generator: an error while Lightning sets itself up would be hidden by one of its own
-        yield from Loader(self.tokens, self.tokens.grammar(), options, world.rank, world.size, state)
+        yield from Loader(self.tokens, self.tokens.grammar(), options, world.data_rank, world.data_size, state)
 
 
 def _train(
@@ -297,7 +299,7 @@ def _train(
         return module
     kept = (settings.checkpoints_kept, settings.checkpoint_kept_every_n_steps)
     callbacks: list[Callback] = [
-        Steps(config.seed),
+        Steps(config.seed, world.data_rank),
         *([TrainingProgress("pre-training", steps)] if world.is_first else []),
         HeldOut(tokens, lambda model: bundle(model, tokens, codec, config), run.folder, config),
         Checkpoints(run.checkpoints, settings.checkpoint_every_n_steps, steps, checkpoint, world, *kept),

@@ -101,7 +101,9 @@ class Pretraining(StepModule):
         reduced = last or self.world.size == 1
         with nullcontext() if reduced else without_reduction(self.model, self.trainer.strategy):
             parts = self.loss_parts(part)
-            self.manual_backward(parts.loss * self.world.size / weight)  # of which the mean over the ranks is taken
+            self.manual_backward(
+                parts.loss * self.world.data_size / weight
+            )  # of which the mean over the ranks is taken
         return parts._replace(loss=parts.loss.detach())
 
     def _log(self, batch: PackedBatch, parts: LossParts, gradient: float, rates: dict[str, float]) -> None:

@@ -67,11 +67,11 @@ class StepModule(LightningModule):
 class Steps(Callback):
     """Seed torch before each step from (seed, step), and count steps and seconds after it. First of the callbacks.
 
-    What a resumed run draws is what an undisturbed one would.
+    What a resumed run draws is what an undisturbed one would. Each part of a batch has draws of its own.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, part: int = 0) -> None:
+        self.seed, self.part = seed, part
         self._since = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -79,7 +79,7 @@ class Steps(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         assert isinstance(pl_module, StepModule)
-        torch.manual_seed(self.seed * 1_000_003 + pl_module.step)
+        torch.manual_seed(self.seed * 1_000_003 + pl_module.step + (self.part << 48))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -34,6 +34,7 @@ class OtherRankError(ValueError):
 class World:
     """Rank `rank` of `size`; on this machine `local_rank` of `local_size`.
 
+    Each `tensor` ranks that follow one another take the same rows of a batch and share the matrices of the decoder.
     control and checkpoints are process groups of their own, for what takes long and for what a thread does.
     """
 
@@ -41,12 +42,23 @@ class World:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    tensor: int = 1
     control: Any = None
     checkpoints: Any = None
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+    @property
+    def data_rank(self) -> int:
+        """Which part of a batch this rank takes."""
+        return self.rank // self.tensor
+
+    @property
+    def data_size(self) -> int:
+        """Parts into which a batch is dealt."""
+        return self.size // self.tensor
 
     def lead(self, work: Callable[[], T]) -> T:
         """What the first rank makes (it has to pickle), on all ranks. OtherRankError where it raised something."""
@@ -67,17 +79,18 @@ class World:
         return value
 
     def gather(self, value: T) -> list[T]:
-        """The values of all ranks (they have to pickle), on all ranks."""
+        """The values of the first rank of each part (they have to pickle), on all ranks."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
         self._communicate(lambda: dist.all_gather_object(values, value, group=self.control))
-        return values
+        return values[:: self.tensor]
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The sum over the ranks, in place."""
+        """The sum over the parts of a batch, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
+            tensor /= self.tensor
         return tensor
 
     def _communicate(self, act: Callable[[], Any]) -> None:
@@ -95,16 +108,21 @@ def lost_rank(error: RuntimeError, world: World) -> LostRankError | None:
     return None
 
 
-def join_world(device: torch.device) -> World:
+def join_world(device: torch.device, tensor: int = 1) -> World:
     """Meet the other processes that torchrun or srun has started; a world of one where there are none.
 
-    ValueError for more processes on a machine than it has GPUs. Call it as often as you like.
+    ValueError for more processes on a machine than it has GPUs, or a number that groups of `tensor` do not divide.
     """
     environments = (TorchElasticEnvironment, SLURMEnvironment)
     environment = next((kind() for kind in environments if kind.detect()), None)
-    if environment is None or environment.world_size() == 1:
+    size = 1 if environment is None else environment.world_size()
+    if size % tensor:
+        raise ValueError(
+            f"{size} processes do not come in groups of trainer.tensor_parallel={tensor}: start a multiple"
+        )
+    if environment is None or size == 1:
         return World()
-    rank, size, local_rank = environment.global_rank(), environment.world_size(), environment.local_rank()
+    rank, local_rank = environment.global_rank(), environment.local_rank()
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or size)
     if device.type == "cuda":
         if local_rank >= torch.cuda.device_count():
@@ -119,7 +137,7 @@ def join_world(device: torch.device) -> World:
         dist.init_process_group(backend, rank=rank, world_size=size, timeout=STEP_PATIENCE)
         _GROUPS["control"] = dist.new_group(backend="gloo", timeout=PATIENCE)
         _GROUPS["checkpoints"] = dist.new_group(backend="gloo", timeout=STEP_PATIENCE)
-    return World(rank, size, local_rank, local_size, **_GROUPS)
+    return World(rank, size, local_rank, local_size, tensor, **_GROUPS)
 
 
 def is_first() -> bool:

@@ -61,7 +61,7 @@ class Batches(IterableDataset[PackedBatch]):
         step = 0 if states is None else states[0]["step"]
         while True:
             step += 1
-            yield replace(batch(step).parts(world.size)[world.rank], state={"step": step, "rank": world.rank})
+            yield replace(batch(step).parts(world.data_size)[world.data_rank], state={"step": step, "rank": world.rank})
 
 
 class Gradients(Callback):
@@ -89,7 +89,7 @@ def train(folder: str, steps: int, changes: list[str]) -> None:
     """Train to a step, from the newest checkpoint in the folder on; the first rank leaves what came of it."""
     config = configured(*changes)
     prepare(config)
-    world = join_world(torch.device("cpu"))
+    world = join_world(torch.device("cpu"), config.trainer.tensor_parallel)
     run = Run(Path(folder), "", {})
     torch.manual_seed(0)
     specials = {f"{name}_token_id": VOCABULARY.id(name) for name in ("pad", "bos", "eos")}
@@ -126,6 +126,8 @@ LAYOUTS: dict[str, tuple[str, list[str]]] = {  # of two processes
     "ddp": (ADAMW, ["trainer.strategy=ddp"]),
     "ddp in parts": (ADAMW, ["trainer.strategy=ddp", "trainer.accumulation=2"]),
     "fsdp": (ADAMW, ["trainer.strategy=fsdp"]),
+    "shared matrices": (ADAMW, ["trainer.strategy=fsdp", "trainer.tensor_parallel=2"]),
+    "shared matrices of Muon": (MUON, ["trainer.strategy=fsdp", "trainer.tensor_parallel=2"]),
     "fsdp in parts": (
         MUON,
         ["trainer.strategy=fsdp", "trainer.accumulation=2", "trainer.activation_checkpointing=true"],
