@@ -117,9 +117,7 @@ def join_world(device: torch.device, tensor: int = 1) -> World:
     environment = next((kind() for kind in environments if kind.detect()), None)
     size = 1 if environment is None else environment.world_size()
     if size % tensor:
-        raise ValueError(
-            f"{size} processes do not come in groups of trainer.tensor_parallel={tensor}: start a multiple"
-        )
+        raise ValueError(f"{size} processes do not come in groups of trainer.tensor_parallel={tensor}: start others")
     if environment is None or size == 1:
         return World()
     rank, local_rank = environment.global_rank(), environment.local_rank()

@@ -120,7 +120,7 @@ def same(folder: Path, other: Path, weights: float) -> None:
 
 
 # Muon orthogonalises in bfloat16, where the last bit of a sum becomes a thousandth of an update: hence a smaller rate
-ADAMW, MUON = "optimizer.muon_learning_rate=null", "optimizer.muon_learning_rate=1e-3"
+ADAMW, MUON = "optimizer.muon_learning_rate=null", "optimizer.muon_learning_rate=3e-4"
 WEIGHTS = {ADAMW: 1e-5, MUON: 1e-4}  # how near they come
 LAYOUTS: dict[str, tuple[str, list[str]]] = {  # of two processes
     "ddp": (ADAMW, ["trainer.strategy=ddp"]),
