@@ -1,12 +1,14 @@
 """The token data set: random access, memory that is bounded, and faults that are named."""
 
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 from made_tokens import captioned, token_folder
 
 from omnigram.data import tokens
 from omnigram.data.record import TOKENS, VOCABULARY, read_record
+from omnigram.data.token_shard import TokenShard
 from omnigram.data.tokens import TokenDataset
 
 
@@ -36,11 +38,12 @@ def test_relatives_share_family_and_shard(folder: Path) -> None:
 def test_no_more_shards_are_held_than_allowed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     original = tokens.read_shard_as_found
-    monkeypatch.setattr(
-        tokens,
-        "read_shard_as_found",
-        lambda file, name, *rest: (read.append(Path(name).name), original(file, name, *rest))[1],
-    )
+
+    def noted(file: IO[bytes], name: str, *more: Any) -> TokenShard:
+        read.append(Path(name).name)
+        return original(file, name, *more)
+
+    monkeypatch.setattr(tokens, "read_shard_as_found", noted)
     dataset = TokenDataset(folder, "train", hold=2)
     for index in (0, 1, 6, 2, 7):
         dataset[index]
