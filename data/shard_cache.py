@@ -81,9 +81,9 @@ class ShardCache:
 
     def _stored(self, address: str, sha256: str | None, network: Network) -> IO[bytes] | None:
         """The file of the cache, fetched where it is not there; None if it was removed the moment it was stored."""
-        known = {} if sha256 else _asked(address, network)
         name = sha256 or identity(address)
         path = self.folder / f"{name}.tar"
+        known = {} if sha256 or not path.exists() else _asked(address, network)
         file = _opened(path)  # without a lock: most often it is there
         if file is not None and self._is_whole(file, sha256, known):
             return file
