@@ -13,6 +13,7 @@ from typing import IO, NamedTuple
 MAX_SAMPLE = 1 << 30  # bytes of all members of a sample
 MAX_TEXT = 1 << 24  # bytes of a member that is text
 MAX_MEMBERS = 4096  # of a sample
+MAX_GLOBALS = 256  # attributes for all members
 MAX_HEADER = 1 << 17  # bytes of a long name or of extended attributes
 _PIECE = 1 << 20  # bytes that are passed over at once
 TEXTS = ("json", "txt", "text", "caption")
@@ -27,7 +28,7 @@ _KINDS = {
     tarfile.FIFOTYPE: "a pipe",
 }
 # what tarfile raises on hostile headers beside its own errors; MemoryError is none of them
-_FAULTS = (tarfile.TarError, EOFError, ValueError, ArithmeticError, LookupError, RecursionError)
+_FAULTS = (tarfile.TarError, EOFError, ValueError, ArithmeticError, LookupError, RecursionError, TypeError)
 
 
 class ShardError(ValueError):
@@ -144,7 +145,7 @@ def _next(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
             left -= passed
     member = archive.next()
     archive.members = []  # else every header is kept  # pyright: ignore[reportAttributeAccessIssue]
-    if len(archive.pax_headers) > MAX_MEMBERS or (member is not None and member.size < 0):
+    if len(archive.pax_headers) > MAX_GLOBALS or (member is not None and member.size < 0):
         raise tarfile.ReadError("impossible header")
     return member
 
