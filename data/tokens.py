@@ -3,7 +3,9 @@
 It lies in a folder, or at an address, from where its shards come through a cache on the local disk.
 """
 
+import contextlib
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -172,12 +174,15 @@ class TokenDataset:
             with stream:
                 return read_shard_as_found(stream, name, expected, sha256)
         if self._cache is not None:
-            try:
-                with self._cache.open(address, sha256, self._network) as stream:
-                    return read_shard_as_found(stream, name, expected, sha256)
-            except ChecksumError:  # what can be read of it may still be good
-                pass
-        with open_address(address, self._network) as stream:
+            with contextlib.suppress(ChecksumError), self._cache.open(address, sha256, self._network) as stream:
+                return read_shard_as_found(stream, name, expected, sha256)
+        else:
+            with open_address(address, self._network) as stream:
+                found = read_shard_as_found(stream, name, expected, sha256)
+            if not found.damaged:
+                return found
+            warnings.warn(f"{name}: fetched anew", stacklevel=2)
+        with open_address(address, self._network) as stream:  # what can be read of it may still be good
             return read_shard_as_found(stream, name, expected, sha256)
 
 
