@@ -75,7 +75,7 @@ class ShardCache:
             self._said = True
             warnings.warn(
                 f"no room in the cache {self.folder} ({reason}): shards are read from their address each time; "
-                "free some space, raise cache.max_gigabytes= or name another cache.folder=",
+                "free some space, or give the cache another folder or a higher limit",
                 stacklevel=3,
             )
 
