@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 class Faulty:
@@ -18,7 +19,7 @@ class Faulty:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.faults, self.ranges, self.tags, self.lengths = folder, list[object](), True, True, True
+        self.folder, self.faults, self.ranges, self.tags, self.lengths = folder, list[Any](), True, True, True
         self.requests: list[str] = []  # path, and from which byte on
         self.sent = 0  # bytes of bodies
         self.base = ""

@@ -215,7 +215,7 @@ def test_tokens_at_an_address(server: Faulty, folder: Path, tmp_path: Path) -> N
             for one, other in zip(local[index].segments, dataset[index].segments, strict=True):
                 assert one.codes.tolist() == other.codes.tolist()
     assert len([request for request in server.requests if request.endswith(".tar")]) == 2
-    assert state(dataset.of_split("train")) == KEYS
+    assert state(TokenDataset(f"{server.base}/made", "train", cache=cache, network=QUICK).of_split("train")) == KEYS
     assert state(TokenDataset(f"{server.base}/made/", "train", network=QUICK)) == KEYS  # without a cache
 
 

@@ -104,9 +104,9 @@ def test_pauses_double_up_to_a_minute_and_differ() -> None:
     for failures, drawn in enumerate(pauses):
         longest = min(2.0**failures, 60.0)
         assert longest / 2 <= min(drawn) < max(drawn) <= longest
-    for wrong in ({"attempts": 0}, {"timeout": 0.0}, {"pause": -1.0}):
+    for attempts, timeout, seconds in ((0, 1.0, 1.0), (1, 0.0, 1.0), (1, 1.0, -1.0)):
         with pytest.raises(ValueError, match="must be 1 or more"):
-            Network(**wrong)
+            Network(attempts, timeout, seconds)
 
 
 def test_a_server_may_name_a_date_and_not_the_year_after_next(monkeypatch: pytest.MonkeyPatch, server: Faulty) -> None:
