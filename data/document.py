@@ -262,8 +262,9 @@ def _token_shapes(index: int, entry: object) -> tuple[str, list[tuple[int, ...]]
 def _load_codes(data: bytes) -> np.ndarray:
     try:
         codes = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"its {CODES_MEMBER} cannot be read: {error}") from None
+    except Exception as error:  # NumPy evaluates the header, and asks for all the memory that it claims
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"its {CODES_MEMBER} cannot be read: {told}") from None
     if not isinstance(codes, np.ndarray) or codes.dtype not in (np.uint16, np.uint32) or codes.ndim != 1:
         raise ValueError(f"its {CODES_MEMBER} must be one row of uint16 or uint32")
     return codes

@@ -50,7 +50,7 @@ class EvaluationBatches:
         self._writer = Writer(grammar, _WHOLE)
         self.kind, self.indices, self.too_long = kind, list[int](), 0
         longest = 2
-        for index in range(len(dataset)):
+        for index in dataset.intact():
             if limit is not None and len(self.indices) == limit:
                 break
             document = self._written(index)

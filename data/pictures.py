@@ -13,6 +13,8 @@ from PIL import Image, ImageOps
 
 MAX_PIXELS = 50_000_000  # a picture of more is refused before any of it is decoded
 MIN_SIDE = 8  # pixels
+# Pillow knows many more; among them are those that start a program (EPS) or unpack without bound
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
 def _open(data: bytes, max_pixels: int, min_side: int) -> Image.Image:
@@ -20,7 +22,7 @@ def _open(data: bytes, max_pixels: int, min_side: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise ValueError(f"picture has more than {max_pixels:,} pixels") from None
     except Exception as error:  # Pillow's readers raise nearly anything on broken files

@@ -7,17 +7,16 @@ a record (`.records/<shard>.json`) by which the next run goes on behind them.
 import contextlib
 import io
 import json
-import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
 
+from .archive import ShardError, archive_samples
 from .artefact import atomic_file, atomic_write_json, file_sha256, plain_errors
 from .document import CODES_MEMBER, Document, Segment, TokenDocument, TokenSegment
 
 RECORDS = ".records"
-_MEMBER = re.compile(r"(?P<key>(?:.*/)?[^/.]+)\.(?P<extension>[^/]+)")
 
 
 class Writable(Protocol):
@@ -55,72 +54,32 @@ def write_shard(path: Path | str, documents: Iterable[Writable]) -> Path:
     return Path(path)
 
 
-class ShardError(ValueError):
-    """A shard that cannot be read, or a faulty sample in it; the message names both."""
+class DamagedSample(ShardError):  # noqa: N818 - it tells what there is
+    """A sample that cannot be read, of a shard of which others may be.
 
-
-class _StrictHeader(tarfile.TarInfo):
-    """tarfile takes a header that is missing, cut or damaged for the end of the archive; here only the end mark is."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_StrictHeader":
-        try:
-            return super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
-            if len(buf) == tarfile.BLOCKSIZE and not any(buf):
-                raise
-            raise tarfile.ReadError("no end mark" if not buf else str(error)) from None
-
-
-def open_archive(path: Path | str | None = None, stream: IO[bytes] | None = None) -> tarfile.TarFile:
-    """A tar on disk, or one that can only be read forwards; tarfile.ReadError when its beginning is damaged."""
-    if stream is not None:
-        return tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictHeader)
-    assert path is not None
-    return tarfile.open(path, mode="r:", tarinfo=_StrictHeader)
-
-
-def archive_samples(archive: tarfile.TarFile, name: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, members by extension) of the samples of an archive of `open_archive`; ShardError when it is cut short.
-
-    Neighbouring members with the same name up to the first dot of its last part are one sample. Folders, links and
-    names that webdataset reserves (`__…__`) are passed over.
+    reason: in few words, to be counted. shard, key: where; the key of a sample behind a cut is not known, and empty.
     """
-    key, members = "", {}
-    try:
-        for member in archive:
-            found = _MEMBER.fullmatch(member.name.removeprefix("./"))
-            if not member.isreg() or found is None or member.name.startswith("__"):
-                continue
-            if found["key"] != key:
-                if members:
-                    yield key, members
-                key, members = found["key"], {}
-            extension = found["extension"].lower()
-            if extension in members:
-                raise ShardError(f"{name}: two members are named {key}.{extension}")
-            file = archive.extractfile(member)
-            assert file is not None
-            members[extension] = file.read()
-            if len(members[extension]) != member.size:
-                raise tarfile.ReadError("unexpected end of data")
-    except (tarfile.TarError, EOFError) as error:
-        raise ShardError(f"{name} is cut short or damaged after sample {key!r}: {error}") from None
-    if members:
-        yield key, members
+
+    def __init__(self, reason: str, shard: str, key: str = "") -> None:
+        super().__init__(f"{shard}: sample {key!r}: {reason}" if key else f"{shard}: {reason}")
+        self.reason, self.shard, self.key = reason, shard, key
+
+    def __reduce__(self) -> tuple[type["DamagedSample"], tuple[str, str, str]]:
+        return type(self), (self.reason, self.shard, self.key)  # it may come from another process
 
 
 def read_samples(path: Path | str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, members by extension) of a shard on disk."""
+    """(key, members by extension) of a shard on disk. ShardError for the first fault."""
     path = Path(path)
     try:
-        archive = open_archive(path)
+        stream = open(path, "rb")  # noqa: SIM115 - closed below
     except FileNotFoundError:
         raise ShardError(f"{path} is missing: remove {path.parent}, then make the data set again") from None
-    except tarfile.TarError as error:
-        raise ShardError(f"{path} is cut short, damaged, or no tar file: {error}") from None
-    with archive:
-        yield from archive_samples(archive, str(path))
+    with stream:
+        for key, members, fault in archive_samples(stream, str(path)):
+            if fault:
+                raise DamagedSample(fault, str(path), key)
+            yield key, members
 
 
 def parse_sample(key: str, members: dict[str, bytes], name: str) -> Document | TokenDocument:

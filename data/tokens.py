@@ -1,11 +1,17 @@
-"""The data set of token documents: random access by number through the shards that are held in memory."""
+"""The data set of token documents: random access by number through the shards that are held in memory.
 
+It lies in a folder, or at an address, from where its shards come through a cache on the local disk.
+"""
+
+import contextlib
 import threading
-from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Sequence
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,54 +19,56 @@ from ..tokenizers.document_grammar import DocumentGrammar
 from ..tokenizers.grammar import BlockGrammar
 from ..tokenizers.modality import document_grammar
 from ..tokenizers.vocabulary import Vocabulary
+from .addresses import is_local, join, local_path, name_of, open_address, read_address
 from .document import TokenDocument
-from .kinds import captioned_picture
-from .record import DATASET, TOKENS, VOCABULARY, read_record
-from .shards import ShardError, read_token_shard
+from .record import DATASET, MAX_RECORD, TOKENS, VOCABULARY, read_record
+from .remote import Network
+from .shard_cache import ChecksumError, ShardCache
+from .shards import DamagedSample, ShardError
+from .token_shard import Damage, TokenShard, read_shard_as_found
 
-
-class _Shard:
-    """The documents of a shard in memory, and who belongs to which family."""
-
-    def __init__(self, path: Path, expected: int) -> None:
-        self.documents = read_token_shard(path)
-        if len(self.documents) != expected:
-            raise ShardError(f"{path} holds {len(self.documents)} documents, {DATASET} says {expected}: make it again")
-
-    @cached_property
-    def families(self) -> dict[str, list[int]]:
-        """Family -> its captioned pictures, as numbers within the shard."""
-        members: defaultdict[str, list[int]] = defaultdict(list)
-        for number, document in enumerate(self.documents):
-            family = document.fields.get("family")
-            if family is not None and captioned_picture(document) is not None:
-                members[family].append(number)
-        return dict(members)
+MAX_DOCUMENTS = 10**8  # of a shard, so that a damaged dataset.json does not ask for all memory
 
 
 class TokenDataset:
     """Token documents of one split, numbered through its shards.
 
+    A document that cannot be read is a `DamagedSample` when it is asked for, and no other one is the worse for it: the
+    others keep their numbers.
+
     Arguments:
-        folder: what `make tokens` left.
+        folder: what `make tokens` left: a folder, or the address of one (https://…, s3://…).
         split: one of `splits`.
         hold: shards in memory at most; a loader raises it to what it needs (`reserve`).
+        cache: keeps shards of an address on this machine; None reads them from there each time.
+        network: how patient to be with an address.
 
     Raises:
-        FileNotFoundError, ValueError: no finished token data set, or none of that split.
+        FileNotFoundError, ValueError, OSError: no finished token data set, or none of that split.
     """
 
-    def __init__(self, folder: Path | str, split: str, hold: int = 8) -> None:
-        self.folder, self.split, self._hold = Path(folder), split, hold
-        self.record = read_record(folder, TOKENS)
-        if split not in self.record["splits"]:
-            raise ValueError(f"{folder} has no split {split!r}: it has {', '.join(self.record['splits'])}")
-        self._shards = self.record["splits"][split]["shards"]
-        self.shard_sizes: tuple[int, ...] = tuple(int(shard["documents"]) for shard in self._shards)
+    def __init__(
+        self,
+        folder: Path | str,
+        split: str,
+        hold: int = 8,
+        *,
+        cache: ShardCache | None = None,
+        network: Network | None = None,
+    ) -> None:
+        self.folder: Path | str = local_path(folder) if is_local(folder) else str(folder)
+        self.split, self._hold, self._cache, self._network = split, hold, cache, network
+        self.record = read_record(self.folder, TOKENS, network)
+        self._shards = _listed(self.record, split, name_of(self.folder))
+        self.shard_sizes: tuple[int, ...] = tuple(shard["documents"] for shard in self._shards)
         self._starts = np.concatenate([[0], np.cumsum(self.shard_sizes)]).tolist()
-        self._held: OrderedDict[int, Future[_Shard]] = OrderedDict()
+        self._held: OrderedDict[int, Future[TokenShard]] = OrderedDict()
         self._lock = threading.Lock()
         self._reader: ThreadPoolExecutor | None = None
+
+    def of_split(self, split: str) -> "TokenDataset":
+        """Another split of the same data set."""
+        return TokenDataset(self.folder, split, cache=self._cache, network=self._network)
 
     @property
     def identity(self) -> str:
@@ -70,16 +78,16 @@ class TokenDataset:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The numbering these tokens are meant for; ValueError if the file is another one's."""
-        path = self.folder / VOCABULARY
-        again = f"remove {self.folder}, then make the tokens again"
+        path, here = join(self.folder, VOCABULARY), name_of(self.folder)
+        again = f"remove {here}, then make the tokens again"
         try:
-            vocabulary = Vocabulary.from_json(path.read_text(encoding="utf-8"))
+            vocabulary = Vocabulary.from_json(read_address(path, MAX_RECORD, self._network).decode("utf-8"))
         except FileNotFoundError:
-            raise ValueError(f"{path} is missing: {again}") from None
+            raise ValueError(f"{name_of(path)} is missing: {again}") from None
         except ValueError as error:
-            raise ValueError(f"{path}: {error}: {again}") from None
+            raise ValueError(f"{name_of(path)}: {error}: {again}") from None
         if vocabulary.identity != self.record["vocabulary"]:
-            raise ValueError(f"{path} is not the vocabulary of {self.folder / DATASET}: {again}")
+            raise ValueError(f"{name_of(path)} is not the vocabulary that {DATASET} beside it names: {again}")
         return vocabulary
 
     def grammar(self) -> DocumentGrammar:
@@ -92,14 +100,31 @@ class TokenDataset:
         return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> TokenDocument:
+        """The document of a number. DamagedSample for one that cannot be read; OSError when its address is lost."""
         shard, number = self._place(index)
-        return self._shard(shard).documents[number]
+        document = self._shard(shard).documents[number]
+        if isinstance(document, Damage):
+            raise DamagedSample(document.reason, name_of(self._address(shard)), document.key)
+        return document
+
+    def is_intact(self, index: int) -> bool:
+        """Whether the document of a number can be read."""
+        shard, number = self._place(index)
+        return not isinstance(self._shard(shard).documents[number], Damage)
+
+    def intact(self) -> Iterator[int]:
+        """Numbers of the documents that can be read, rising."""
+        for shard, start in enumerate(self._starts[:-1]):
+            for number, document in enumerate(self._shard(shard).documents):
+                if not isinstance(document, Damage):
+                    yield start + number
 
     def relatives(self, index: int) -> Sequence[int]:
-        """Numbers of the other captioned pictures of the same family in the same shard, rising."""
+        """Numbers of the other captioned pictures of the same family in the same shard, rising; no damaged ones."""
         shard, number = self._place(index)
         held = self._shard(shard)
-        family = held.documents[number].fields.get("family")
+        document = held.documents[number]
+        family = None if isinstance(document, Damage) else document.fields.get("family")
         members = held.families.get(family, []) if family is not None else []
         return [self._starts[shard] + member for member in members if member != number]
 
@@ -118,18 +143,58 @@ class TokenDataset:
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         return shard, index - self._starts[shard]
 
-    def _shard(self, shard: int) -> _Shard:
+    def _shard(self, shard: int) -> TokenShard:
         return self._ask(shard).result()
 
-    def _ask(self, shard: int) -> "Future[_Shard]":
+    def _address(self, shard: int) -> Path | str:
+        return join(self.folder, self._shards[shard]["file"])
+
+    def _ask(self, shard: int) -> "Future[TokenShard]":
         with self._lock:
-            if shard in self._held:
+            held = self._held.get(shard)
+            if held is not None and not (held.done() and held.exception()):  # one that failed is tried anew
                 self._held.move_to_end(shard)
-                return self._held[shard]
+                return held
             if self._reader is None:
                 self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="omnigram-shards")
-            path, expected = self.folder / self._shards[shard]["file"], self.shard_sizes[shard]
-            self._held[shard] = self._reader.submit(_Shard, path, expected)
+            self._held[shard] = self._reader.submit(self._read, shard)
+            self._held.move_to_end(shard)
             while len(self._held) > self._hold:
                 self._held.popitem(last=False)
             return self._held[shard]
+
+    def _read(self, shard: int) -> TokenShard:
+        address, sha256 = self._address(shard), self._shards[shard].get("sha256")
+        name, expected = name_of(address), self.shard_sizes[shard]
+        if isinstance(address, Path):
+            try:
+                stream = open(address, "rb")  # noqa: SIM115 - closed below
+            except FileNotFoundError:
+                raise ShardError(f"{address} is missing: remove {self.folder}, then make the tokens again") from None
+            with stream:
+                return read_shard_as_found(stream, name, expected, sha256)
+        if self._cache is not None:
+            with contextlib.suppress(ChecksumError), self._cache.open(address, sha256, self._network) as stream:
+                return read_shard_as_found(stream, name, expected, sha256)
+        else:
+            with open_address(address, self._network) as stream:
+                found = read_shard_as_found(stream, name, expected, sha256)
+            if not found.damaged:
+                return found
+            warnings.warn(f"{name}: fetched anew", stacklevel=2)
+        with open_address(address, self._network) as stream:  # what can be read of it may still be good
+            return read_shard_as_found(stream, name, expected, sha256)
+
+
+def _listed(record: dict[str, Any], split: str, name: str) -> list[dict[str, Any]]:
+    """The shards of a split as dataset.json lists them. ValueError for another split, or an impossible list."""
+    if split not in record["splits"]:
+        raise ValueError(f"{name} has no split {split!r}: it has {', '.join(record['splits'])}")
+    shards = record["splits"][split]["shards"]
+    for shard in shards:
+        file, count = shard["file"], shard["documents"]
+        if not isinstance(file, str) or file in (".", "..") or set(file) & set("/\\\0"):
+            raise ValueError(f"{name}: {DATASET} names the shard {file!r}, which is no file of that folder")
+        if type(count) is not int or not 0 <= count < MAX_DOCUMENTS:
+            raise ValueError(f"{name}: {DATASET} says that {file} holds {count!r} documents")
+    return shards

@@ -10,10 +10,11 @@ import numpy as np
 
 from ..tokenizers.vocabulary import Vocabulary
 from . import pictures
+from .archive import Found, archive_samples
 from .artefact import file_sha256
 from .document import Document, TokenDocument
 from .record import DATASET, DOCUMENTS, FORMAT_VERSION, TOKENS, VOCABULARY
-from .shards import ShardError, parse_sample, read_samples
+from .shards import ShardError, parse_sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,11 @@ def validate(path: Path | str) -> Report:
     return report
 
 
+def _found(path: Path) -> Iterator[Found]:
+    with open(path, "rb") as stream:
+        yield from archive_samples(stream, str(path))
+
+
 class _Check:
     def __init__(self, folder: Path, vocabulary: Vocabulary | None):
         self.folder, self.vocabulary = folder, vocabulary
@@ -114,10 +120,13 @@ class _Check:
     def _documents(self, path: Path) -> Iterator[str]:
         """Keys of the faultless documents; faults go into the report."""
         try:
-            for key, members in read_samples(path):
+            for key, members, fault in _found(path):
                 if key in self.keys:
                     self._fault(path, key, f"the key is used in {self.keys[key]} already")
                 self.keys.setdefault(key, path.name)
+                if fault:
+                    self._fault(path, key, fault)
+                    continue
                 try:
                     document = parse_sample(key, members, "")
                     self._contents(document)
@@ -127,6 +136,8 @@ class _Check:
                     yield key
         except ShardError as error:
             self._fault(path, "", str(error).removeprefix(f"{path} "))
+        except OSError as error:
+            self._fault(path, "", f"cannot be read: {error.strerror or error}")
 
     def _contents(self, document: Document | TokenDocument) -> None:
         if isinstance(document, Document):

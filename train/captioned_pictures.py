@@ -41,7 +41,7 @@ class CaptionedPicture:
 
 def captioned_pictures(dataset: TokenDataset, sampler: Sampler) -> list[CaptionedPicture]:
     """Those of a split whose document fits the context of the model, in order; other documents are passed over."""
-    found = (captioned_picture_of(dataset[index], sampler) for index in range(len(dataset)))
+    found = (captioned_picture_of(dataset[index], sampler) for index in dataset.intact())
     return [picture for picture in found if picture is not None]
 
 

@@ -42,9 +42,7 @@ class HeldOut(Callback):
         config: DictConfig,
     ) -> None:
         self.tokens, self.bundle, self.folder, self.config = tokens, bundle, folder, config
-        self.heldout = {
-            split: TokenDataset(tokens.folder, split) for split in self.SPLITS if split in tokens.record["splits"]
-        }
+        self.heldout = {split: tokens.of_split(split) for split in self.SPLITS if split in tokens.record["splits"]}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -89,7 +87,8 @@ class HeldOut(Callback):
             return
         made = self.bundle(model)
         spread = torch.linspace(0, len(self.tokens) - 1, number).long().tolist()
-        found = [captioned_picture_of(self.tokens[index], made.sampler) for index in spread]
+        intact = (self.tokens[index] for index in spread if self.tokens.is_intact(index))
+        found = [captioned_picture_of(document, made.sampler) for document in intact]
         captions = [picture.wordings[0] for picture in found if picture is not None]
         if not captions:
             return

@@ -15,7 +15,7 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "encoder_kernel codebook_dim max_steps batch_size init_pictures log_every_n_steps validate_every_n_steps "
         "checkpoint_every_n_steps checkpoints_kept accumulation tensor_parallel "
         "evaluation_batch_size workers rows lookahead group_shards queries heldout_queries "
-        "gallery hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
+        "gallery attempts hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
         "head_dim max_position_embeddings num_experts_per_token",
     ),
     ("2 or more", lambda n: n >= 2, "codebook_size length"),
@@ -32,7 +32,7 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "above 0",
         lambda n: n > 0,
-        "eps gradient_clip rope_theta rms_norm_eps initializer_range repetition_penalty",
+        "timeout pause eps gradient_clip rope_theta rms_norm_eps initializer_range repetition_penalty",
     ),
     ("from 0 to 1", lambda n: 0 <= n <= 1, "max_skipped final_ratio ema_decay caption_dropout min_p"),
     (

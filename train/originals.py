@@ -32,6 +32,8 @@ def original_pictures(dataset: TokenDataset, keys: Collection[str]) -> dict[str,
 
 
 def source_folder(dataset: TokenDataset) -> Path:
-    """Where the data set stands from which `make tokens` wrote these tokens beside it."""
+    """Where the data set stands from which `make tokens` wrote these tokens beside it; ValueError for an address."""
+    if isinstance(dataset.folder, str):
+        raise ValueError(f"{dataset.folder} is an address: the data set it was made from is not beside it")
     name = dataset.folder.resolve().name
     return dataset.folder.with_name(name.removesuffix(f"-{dataset.record['tokenizer'][:12]}"))

@@ -185,7 +185,7 @@ class _Evaluation:
         captions = [picture.wordings[0] for picture in self.queries[:page]]
         _save(contact_sheet(self._images(drawn[:page]), captions, columns=8), out / SAMPLES)
         if pairs:
-            true = self._originals(TokenDataset(self.train.folder, HELDOUT_STYLE), pairs)
+            true = self._originals(self.train.of_split(HELDOUT_STYLE), pairs)
             if true is None:  # their data set is gone: as the tokens know them
                 true = self._images([picture.codes for picture in pairs])
             shown = zip(self._images(drawn_pairs[: len(pairs)]), true, strict=True)
@@ -221,7 +221,7 @@ class _Evaluation:
     def _split(self, split: str) -> list[CaptionedPicture]:
         if split not in self.train.record["splits"]:
             return []
-        pictures = captioned_pictures(TokenDataset(self.train.folder, split), self.model.sampler)
+        pictures = captioned_pictures(self.train.of_split(split), self.model.sampler)
         return choose(pictures, self.settings.heldout_queries, self.settings.seed)
 
     def _draw(self, pictures: Sequence[CaptionedPicture]) -> list[Codes]:

@@ -26,7 +26,7 @@ from ..data.splits import SPLITS, Splits
 from .compose import build
 
 # settings that decide whether a run goes on, not what it makes
-NO_PART_OF_REQUEST = ("max_skipped",)
+NO_PART_OF_REQUEST = ("max_skipped", "network")
 
 
 def make_shards(config: DictConfig) -> Path:
@@ -183,8 +183,9 @@ def _record(
 def _summary(folder: Path, record: dict[str, Any]) -> Iterator[str]:
     counts = ", ".join(f"{split} {entry['documents']:,}" for split, entry in record["splits"].items())
     yield f"{folder}: {counts} documents; licence {record['license']}"
+    first = {entry["reason"]: entry["key"] for entry in reversed(record["skipped"]["first"])}
     for reason, count in record["skipped"]["by_reason"].items():
-        yield f"skipped {count:,}: {reason}"
+        yield f"skipped {count:,}: {reason}" + (f" (first {first[reason]})" if reason in first else "")
     for split in ("val", "test"):
         if record["config"]["splits"].get(split) and split not in record["splits"]:
             yield f"warning: no document fell into {split}: raise data.splits.{split}= or change data.splits.seed="

@@ -4,6 +4,7 @@ A source lists `samples()`, each a key and a function that makes the document or
 checks the pictures, skips and counts what is broken, and stops when that is more than `max_skipped` of all.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -13,6 +14,8 @@ from .. import pictures
 from ..document import Document
 
 LISTED = 20  # skipped samples that are named, the rest is counted
+REASONS = 100  # that are told apart: broken files can give as many as there are files
+OTHER = "other reasons"
 EARLY = 1000  # samples after which a source of unknown length is judged for the first time
 
 
@@ -28,6 +31,7 @@ class Skipped:
 
     def __init__(self) -> None:
         self.seen = 0
+        self.shards = 0  # of which the end is lost
         self.by_reason: Counter[str] = Counter()
         self.first: list[dict[str, str]] = []
 
@@ -36,7 +40,8 @@ class Skipped:
         return self.by_reason.total()
 
     def add(self, key: str, reason: str) -> None:
-        self.by_reason[reason] += 1
+        known = reason in self.by_reason or len(self.by_reason) < REASONS
+        self.by_reason[reason if known else OTHER] += 1
         if len(self.first) < LISTED:
             self.first.append({"key": key, "reason": reason})
 
@@ -109,6 +114,21 @@ class Source(ABC):
             if total is not None or skipped.seen % EARLY == 0:
                 skipped.check(self.max_skipped, skipped.seen if total is None else total)
         skipped.check(self.max_skipped, skipped.seen)
+
+    def lose_rest_of(self, shard: str, reason: str, where: str, of: int) -> None:
+        """Count a shard, one of so many, whose samples behind some place cannot be read; nobody knows how many.
+
+        ValueError when more than the share `max_skipped` of the shards is so.
+        """
+        self.skipped.seen += 1
+        self.skipped.shards += 1
+        self.skipped.add(shard, reason)
+        if self.skipped.shards > self.max_skipped * of:
+            raise ValueError(
+                f"{shard}: {reason} {where}: what comes behind it is lost. That is {self.skipped.shards} of {of} "
+                f"shards, more than data.source.max_skipped={self.max_skipped}: get the shard again, or raise the limit"
+            )
+        warnings.warn(f"{shard}: {reason} {where}: what comes behind it is lost", stacklevel=2)
 
     def _check_pictures(self, document: Document) -> None:
         for segment in document.segments:

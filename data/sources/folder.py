@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..archive import MAX_SAMPLE, MAX_TEXT
 from ..artefact import identity
 from ..document import IMAGE_SUFFIXES, Document, Segment
 from ..pictures import MAX_PIXELS
@@ -84,7 +85,7 @@ class FolderSource(Source):
         file = self.path / name
         caption = check_caption(self._caption(name), self.max_caption)
         try:
-            picture = Segment("image", file.read_bytes(), suffix=file.suffix.lower())
+            picture = Segment("image", _read(file, MAX_SAMPLE), suffix=file.suffix.lower())
         except OSError as error:
             raise ValueError(f"the file cannot be read: {error.strerror}") from None
         folder = name.rpartition("/")[0]
@@ -99,7 +100,7 @@ class FolderSource(Source):
         if self._named:
             return Path(name).stem.replace("-", " ").replace("_", " ")
         try:
-            return self._sidecar(name).read_bytes()
+            return _read(self._sidecar(name), MAX_TEXT)
         except FileNotFoundError:
             raise ValueError("no caption") from None
         except OSError as error:
@@ -115,6 +116,13 @@ class FolderSource(Source):
                     return path
             raise FileNotFoundError(f"data.source.captions={captions} is no file")
         return next((self.path / name for name in TABLES if (self.path / name).is_file()), None)
+
+
+def _read(file: Path, most: int) -> bytes:
+    """The contents of a file; ValueError for one that is larger than any picture or caption is."""
+    if file.stat().st_size > most:
+        raise ValueError(f"the file has more than {most:,} bytes")
+    return file.read_bytes()
 
 
 def check_caption(caption: str | bytes, max_caption: int) -> str:

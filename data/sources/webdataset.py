@@ -1,25 +1,25 @@
 """WebDataset shards of captioned pictures, or of our own interleaved documents, from disk, the web or a command.
 
 A sample is either `<key>.json` with "segments" and its members (docs/data-format.md), or one picture and its caption:
-`<key>.jpg` with `<key>.txt`, or with a caption inside `<key>.json`. Addresses are webdataset's: a path or pattern
-(`cc-{000..099}.tar`, `*.tar`), `https://…`, `hf://…`, `pipe:COMMAND`.
+`<key>.jpg` with `<key>.txt`, or with a caption inside `<key>.json`. Addresses are a path or pattern
+(`cc-{000..099}.tar`, `*.tar`), `https://…`, `s3://…`, `gs://…`, `hf://…` and what else fsspec knows, `pipe:COMMAND`.
 """
 
 import glob
 import json
-import tarfile
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 from urllib.parse import urlparse
 
-from webdataset.gopen import gopen
 from webdataset.shardlists import expand_urls
 
+from ..addresses import is_local, local_path, name_of, open_address
+from ..archive import CutShardError, Found, ShardError, archive_samples
 from ..document import IMAGE_SUFFIXES, Document, Segment, check_key
 from ..pictures import MAX_PIXELS
-from ..shards import ShardError, archive_samples, open_archive
+from ..remote import BUFFER, AddressError, Network
 from . import Sample, Source
 from .folder import MAX_CAPTION, check_caption
 
@@ -29,7 +29,8 @@ CAPTION_EXTENSIONS = ("txt", "caption", "text")
 class WebDatasetSource(Source):
     """One document a sample, in the order of the shards. A document's key is `<shard>/<key of the sample>`.
 
-    A shard that is missing, cut short or not delivered stops the run with its name; a broken sample is skipped.
+    A shard that is missing or not delivered stops the run with its name. A broken sample is skipped, and of a shard
+    that is cut short or damaged what comes behind that; both are counted. A key that its shard has twice gets a number.
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class WebDatasetSource(Source):
         max_caption: int = MAX_CAPTION,
         max_pixels: int = MAX_PIXELS,
         max_skipped: float = 0.01,
+        network: Network | None = None,
     ):
         super().__init__(max_skipped=max_skipped, max_pixels=max_pixels)
+        self.network = network
         self.caption_key, self.license, self.attribution = caption_key, license, attribution
         self.max_caption = max_caption
         self.urls = _expand([urls] if isinstance(urls, str) else urls)
@@ -55,12 +58,22 @@ class WebDatasetSource(Source):
 
     def samples(self) -> Iterator[Sample]:
         for url, name in zip(self.urls, self._names, strict=True):
-            for key, members in _read(url):
-                load = lambda key=key, members=members, name=name: self._document(name, key, members)  # noqa: E731 (binds this turn of the loop)
-                yield Sample(f"{name}/{key}", load)
+            taken: dict[str, int] = {}
+            try:
+                for found in _read(url, self.network):
+                    key = _unique(found.key, taken)
+                    load = lambda key=key, found=found, name=name: self._document(name, key, found)  # noqa: E731 (binds this turn of the loop)
+                    yield Sample(f"{name}/{key}", load)
+            except CutShardError as error:
+                self.lose_rest_of(name_of(url), error.reason, error.detail, len(self.urls))
+            else:
+                if not taken:
+                    warnings.warn(f"the shard {name_of(url)} holds no samples", stacklevel=2)
 
-    def _document(self, shard: str, key: str, members: dict[str, bytes]) -> Document:
-        full = f"{shard}/{check_key(key)}"
+    def _document(self, shard: str, key: str, found: Found) -> Document:
+        if found.fault:
+            raise ValueError(found.fault)
+        members, full = found.members, f"{shard}/{check_key(key)}"
         head = _json_object(members.get("json"))
         if "segments" in head:
             document = Document.from_sample(full, members)
@@ -89,10 +102,10 @@ def _expand(patterns: Sequence[str]) -> list[str]:
     urls: list[str] = []
     for pattern in patterns:
         for url in expand_urls(pattern):
-            if not _is_local(url):
+            if not is_local(url):
                 urls.append(url)
                 continue
-            path = url.removeprefix("file://").removeprefix("file:")
+            path = str(local_path(url))
             found = [path] if Path(path).is_file() else sorted(glob.glob(path))
             if not found:
                 raise FileNotFoundError(f"data.source.urls: the shard {path} is missing")
@@ -100,10 +113,6 @@ def _expand(patterns: Sequence[str]) -> list[str]:
     if not urls:
         raise ValueError("data.source.urls names no shard")
     return urls
-
-
-def _is_local(url: str) -> bool:
-    return urlparse(url).scheme in ("", "file")
 
 
 def _stem(url: str) -> str:
@@ -114,35 +123,29 @@ def _stem(url: str) -> str:
 
 
 def _status(url: str) -> list[int]:
-    if not _is_local(url):
+    if not is_local(url):
         return []
     status = Path(url).stat()
     return [status.st_size, status.st_mtime_ns]
 
 
-def _read(url: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(key, members) of a shard at any address; ShardError names the address."""
+def _unique(key: str, taken: dict[str, int]) -> str:
+    """The key, or a name made of it where a sample of the shard has it already."""
+    taken[key] = taken.get(key, 0) + 1
+    return key if taken[key] == 1 else _unique(f"{key}__{taken[key]}", taken)
+
+
+def _read(url: str, network: Network | None) -> Iterator[Found]:
+    """The samples of a shard at any address. ShardError or AddressError names it."""
     try:
-        stream = gopen(url, "rb")
-    except Exception as error:  # the readers of hf:// and others raise their own kinds
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        raise ShardError(f"the shard {url} cannot be opened: {reason}") from None
-    try:
-        with open_archive(stream=cast(IO[bytes], stream)) as archive:
-            yield from archive_samples(archive, url)
-        stream.close()  # raises when the command that delivered it failed
-    except (OSError, tarfile.TarError, ShardError) as error:
-        with suppress(OSError):
-            stream.close()
-        code = getattr(stream, "status", None)
-        if code:  # a failed command explains more than the archive it did not deliver
-            raise ShardError(f"the shard {url} cannot be read: its command ended with exit code {code}") from None
-        if isinstance(error, ShardError):
-            raise
-        raise ShardError(f"the shard {url} cannot be read: {error}") from None
-    finally:
-        with suppress(OSError):
-            stream.close()
+        with open_address(url, network) as stream:
+            yield from archive_samples(stream, name_of(url))
+            while stream.read(BUFFER):  # a command tells only at its end whether it failed
+                pass
+    except AddressError:
+        raise
+    except OSError as error:
+        raise ShardError(f"the shard {url} cannot be read: {error.strerror or error}") from None
 
 
 def _json_object(data: bytes | None) -> dict[str, Any]:
