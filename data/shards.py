@@ -59,6 +59,19 @@ class ShardError(ValueError):
     """A shard that cannot be read, or a faulty sample in it; the message names both."""
 
 
+class DamagedSample(ShardError):  # noqa: N818 - the sample, not the reading of it, is at fault
+    """One sample that cannot be read, while the others of its shard can.
+
+    Attributes:
+        reason: what is wrong, in words that are the same for all such samples, so that they can be counted.
+        shard, key: where it lies.
+    """
+
+    def __init__(self, reason: str, shard: str, key: str) -> None:
+        super().__init__(f"{shard}: sample {key!r}: {reason}")
+        self.reason, self.shard, self.key = reason, shard, key
+
+
 class _StrictHeader(tarfile.TarInfo):
     """tarfile takes a header that is missing, cut or damaged for the end of the archive; here only the end mark is."""
 

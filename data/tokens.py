@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,6 +62,13 @@ class TokenDataset:
         self._held: OrderedDict[int, Future[_Shard]] = OrderedDict()
         self._lock = threading.Lock()
         self._reader: ThreadPoolExecutor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which reads the shards itself."""
+        return {**vars(self), "_held": OrderedDict(), "_lock": None, "_reader": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
 
     @property
     def identity(self) -> str:

@@ -18,7 +18,7 @@ from omnigram.data.shards import shard_name, write_shard
 ROOT = Path(__file__).resolve().parents[1]
 # those that take turns with a peer; the others are run by the tests of what they measure
 SCRIPTS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py") if "report(" in path.read_text())
-SMALLEST = {"train_step.py": ["--model", "nano"]}
+SMALLEST = {"train_step.py": ["--model", "nano"], "loader.py": ["--workers", "1"]}
 ONCE = ["--rounds", "1", "--steps", "1", "--threads", "1"]
 SAMPLING = [*ONCE, "--model", "tiny", "--side", "4", "--batches", "1", "3", "--vocabularies", "omnigram"]
 

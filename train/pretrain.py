@@ -19,8 +19,11 @@ from rich.console import Console
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..data.artefact import file_sha256, publish_folder
-from ..data.loader import Loader, LoaderConfig, Seen
+from ..data.loader import Loader
+from ..data.mixture import Mixture, read_entries
 from ..data.packing import PackedBatch
+from ..data.stream import LoaderConfig
+from ..data.stream_state import Seen
 from ..data.tokens import TokenDataset
 from ..model.bundle import Omnigram
 from ..model.codec import CARD, Codec, read_card
@@ -50,6 +53,7 @@ WATCHING = (
     "checkpoint_every_n_steps",
     "max_skipped_steps",
 )
+READING = ("workers", "max_damaged")  # settings of the loader that change how documents are read, not which
 
 
 def pretrain(config: DictConfig) -> Path:
@@ -58,40 +62,45 @@ def pretrain(config: DictConfig) -> Path:
     _decoder_config(config, **_filled_in(config, 2, [[1, 1]]))  # what cannot work is said before tokens are made
     EvaluationSettings(**config.evaluation)
     _sampling(config)
+    read_entries(_mixed(config))
     if config.trainer.compile:
         check_compiler(device)
     _check_tokenizers(config)
     folder = make_tokens(config)
     tokens = TokenDataset(folder, "train")
-    decoder = model_config(config, tokens)
-    made_from = _made_from(config, tokens)
+    mixture = Mixture.opened(_mixed(config), tokens)
+    decoder = model_config(config, tokens, mixture)
+    made_from = _made_from(config, tokens, mixture)
     model_name = _chosen_model(config)
     with open_run(config.pretrain.runs, f"{config.data.name}-{model_name}", made_from) as run:
         if run.finished:
             return run.folder
         write_config(run, OmegaConf.to_yaml(config, resolve=True))
         codec = read_tokenizers(tokenizer_run(config), device)
-        module = _train(run, config, decoder, tokens, codec)
+        module = _train(run, config, decoder, tokens, mixture, codec)
         if not (run.folder / EXPORT).exists():
             with publish_folder(run.folder / EXPORT) as partial:
                 bundle(module.model, tokens, codec, config).save_pretrained(partial)
         measured = measure(run.folder, folder, config)
-        run.finish({**measured, **_training_numbers(module), "model": model_name, "seed": config.seed})
+        run.finish({**measured, **_training_numbers(module, mixture), "model": model_name, "seed": config.seed})
         console = Console(stderr=True)
         console.print(f"{run.folder}: see {run.folder / 'samples.png'}", highlight=False, soft_wrap=True)
     return run.folder
 
 
-def _training_numbers(module: Pretraining) -> dict[str, Any]:
+def _training_numbers(module: Pretraining, mixture: Mixture) -> dict[str, Any]:
     """What the training cost, from its start, the stops left out."""
     assert module.data_state is not None
-    seconds, seen = float(module.seconds), Seen(**module.data_state["seen"])
+    seconds, seen = float(module.seconds), Seen.of(module.data_state)
     flops = flops_per_token(module.model.config, context=seen.pairs / seen.tokens)
     return {
         "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
         "train_documents": seen.documents,
         "train_documents_split": seen.split,
         "train_segments_dropped": seen.dropped,
+        "train_documents_damaged": seen.damaged,
+        "train_epochs": {name: round(epochs, 3) for name, epochs in mixture.epochs(seen.sources).items()},
+        "train_fill": round(seen.fill, 5),
         "train_tokens": seen.tokens,
         "train_flops": flops * seen.tokens,
         "train_seconds": round(seconds, 1),
@@ -115,7 +124,13 @@ def _chosen_model(config: DictConfig) -> str:
     return str(config.get("model_name") or f"d{config.model.hidden_size}x{config.model.num_hidden_layers}")
 
 
-def _made_from(config: DictConfig, tokens: TokenDataset) -> dict[str, Any]:
+def _mixed(config: DictConfig) -> dict[str, Any]:
+    entries = OmegaConf.to_container(config.mixture, resolve=True)
+    assert isinstance(entries, dict)
+    return {str(name): entry for name, entry in entries.items()}
+
+
+def _made_from(config: DictConfig, tokens: TokenDataset, mixture: Mixture) -> dict[str, Any]:
     parts: dict[str, Any] = {
         name: OmegaConf.to_container(config[name], resolve=True) for name in ("model", "loader", "loss", "optimizer")
     }
@@ -123,6 +138,10 @@ def _made_from(config: DictConfig, tokens: TokenDataset) -> dict[str, Any]:
         weights = sorted(start.glob("*.safetensors"))
         parts["model"] = {name: value for name, value in parts["model"].items() if name != "path"}  # it may move
         parts["model"]["start"] = [(path.name, file_sha256(path)) for path in weights]
+    for name in READING:
+        parts["loader"].pop(name)
+    if config.mixture:
+        parts["mixture"] = mixture.identity
     trainer = OmegaConf.to_container(config.trainer, resolve=True)
     assert isinstance(trainer, dict)
     kept = {name: value for name, value in trainer.items() if name not in WATCHING}
@@ -130,7 +149,7 @@ def _made_from(config: DictConfig, tokens: TokenDataset) -> dict[str, Any]:
     return {**parts, "trainer": kept, "sampling": sampling, "tokens": tokens.identity, "seed": config.seed}
 
 
-def model_config(config: DictConfig, tokens: TokenDataset) -> OmnigramConfig:
+def model_config(config: DictConfig, tokens: TokenDataset, mixture: Mixture | None = None) -> OmnigramConfig:
     """The decoder's configuration, its vocabulary filled in from the tokens.
 
     ValueError if a published model fixes another vocabulary, or a picture or a document does not fit.
@@ -155,7 +174,8 @@ def model_config(config: DictConfig, tokens: TokenDataset) -> OmnigramConfig:
             raise ValueError(f"model.{key}={config.model[key]}, in the tokens {name} is {number}: set null")
         settings[key] = number
     grammar = tokens.grammar()
-    for size in tokens.record["splits"]["train"].get("grids") or {}:
+    records = [source.dataset.record for source in (mixture or Mixture.of(tokens)).sources]
+    for size in {size: True for record in records for size in record["splits"]["train"].get("grids") or {}}:
         height, width = map(int, size.split("x"))
         needed = grammar.blocks["image"].length(height, width) + 2  # bos and eos
         if needed > config.loader.length:
@@ -221,8 +241,8 @@ def _sampling(config: DictConfig) -> dict[str, Sampling]:
 class _Batches(IterableDataset[PackedBatch]):
     """A loader that begins where the module's checkpoint ended."""
 
-    def __init__(self, tokens: TokenDataset, config: DictConfig, module: Pretraining) -> None:
-        self.tokens, self.config, self.module = tokens, config, module
+    def __init__(self, mixture: Mixture, config: DictConfig, module: Pretraining) -> None:
+        self.mixture, self.config, self.module = mixture, config, module
 
     def __iter__(self) -> Iterator[PackedBatch]:
         settings: Any = OmegaConf.to_container(self.config.loader, resolve=True)
@@ -231,10 +251,12 @@ class _Batches(IterableDataset[PackedBatch]):
             **settings, seed=self.config.seed, loss_weights=dict(loss.weights), partitioned=loss.partitioned
         )
         # within the generator: an error while Lightning sets itself up would be hidden by one of its own
-        yield from Loader(self.tokens, self.tokens.grammar(), options, state=self.module.data_state)
+        yield from Loader(self.mixture, self.mixture.grammar(), options, state=self.module.data_state)
 
 
-def _train(run: Run, config: DictConfig, decoder: OmnigramConfig, tokens: TokenDataset, codec: Codec) -> Pretraining:
+def _train(
+    run: Run, config: DictConfig, decoder: OmnigramConfig, tokens: TokenDataset, mixture: Mixture, codec: Codec
+) -> Pretraining:
     """Train to the last step, from the newest checkpoint on."""
     torch.manual_seed(config.seed)
     start = start_of(config)
@@ -264,5 +286,5 @@ def _train(run: Run, config: DictConfig, decoder: OmnigramConfig, tokens: TokenD
     if config.trainer.compile:
         model.model.compile(dynamic=False)
     trainer = make_trainer(config, run, callbacks, load_step(checkpoint))
-    fit(trainer, module, DataLoader(_Batches(tokens, config, module), batch_size=None), checkpoint)
+    fit(trainer, module, DataLoader(_Batches(mixture, config, module), batch_size=None), checkpoint)
     return module

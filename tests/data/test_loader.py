@@ -12,11 +12,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_tokens import captioned, token_folder
+from made_tokens import caption, captioned, picture, token_folder
 
+from omnigram.data.document import TokenDocument
 from omnigram.data.evaluation_batches import EvaluationBatches
-from omnigram.data.loader import Loader, LoaderConfig, PackedStream, reshard
+from omnigram.data.loader import Loader
+from omnigram.data.mixture import Mixture, Source
 from omnigram.data.packing import PackedBatch
+from omnigram.data.shards import DamagedSample
+from omnigram.data.stream import LoaderConfig, PackedStream
+from omnigram.data.stream_state import Seen, State, reshard
 from omnigram.data.tokens import TokenDataset
 
 TENSORS = ("ids", "targets", "weights", "modality", "partition", "document", "position", "sources")
@@ -36,8 +41,38 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> TokenDataset:
     return TokenDataset(token_folder(folder, shards), "train")
 
 
+@pytest.fixture(scope="module")
+def mixture(dataset: TokenDataset, tmp_path_factory: pytest.TempPathFactory) -> Mixture:
+    """The data set of 12 documents, which gives less and less, and another of 7."""
+    shards = [[captioned(n, length=2 + n % 5) for n in range(4)], [captioned(n) for n in range(4, 7)]]
+    other = TokenDataset(token_folder(tmp_path_factory.mktemp("other"), shards), "train")
+    return Mixture([Source("first", dataset, ((0, 1.0), (100, 0.2))), Source("other", other)])
+
+
 def stream(dataset: TokenDataset, config: LoaderConfig = CONFIG, **rest: object) -> PackedStream:
     return PackedStream(dataset, dataset.grammar(), config, **rest)  # pyright: ignore[reportArgumentType]
+
+
+def at(part: PackedStream, position: int) -> list[int]:
+    """Number of the document at a position, once for each of its pieces."""
+    source, within = part._mix.locate(position)
+    pieces, _ = part._readers[source].read(within, part._writer)
+    return [piece.source for piece in pieces]
+
+
+def left(parts: list[PackedStream]) -> Counter[int]:
+    """Numbers of the pieces before the furthest position that no batch held yet."""
+    stop = max(part.state["next"] for part in parts)
+    found: Counter[int] = Counter()
+    for part in parts:
+        for position in range(part.state["next"], stop, part.world):
+            found.update(at(part, position))
+        for entry in part.state["queued"]:
+            pieces = at(part, entry if isinstance(entry, int) else entry[0])
+            found.update(pieces if isinstance(entry, int) else pieces[: len(entry) - 1])
+        for position, _ in part.state["waiting"]:
+            found.update(at(part, position)[:1])
+    return found
 
 
 def assert_same(one: PackedBatch, other: PackedBatch) -> None:
@@ -83,8 +118,8 @@ def test_all_ranks_together_read_every_document_once_an_epoch(dataset: TokenData
         for _ in range(12):
             counts.update(part.next_batch().sources.tolist())
         waiting = [position for position, _ in part.state["waiting"]]
-        counts.subtract(part._order.locate(position)[1] for position in range(rank, part.state["next"], world))
-        counts.update(part._order.locate(position)[1] for position in waiting)
+        counts.subtract(number for position in range(rank, part.state["next"], world) for number in at(part, position))
+        counts.update(number for position in waiting for number in at(part, position))
         positions += range(rank, part.state["next"], world)
     assert not any(counts.values()), "batches and waiting documents are exactly the positions that were passed"
     assert len(set(positions)) == len(positions), "no two ranks share a position"
@@ -121,6 +156,28 @@ def test_rows_are_full_where_documents_allow_it(dataset: TokenDataset) -> None:
     assert part.seen.dropped == part.seen.split == 0
 
 
+# tokens of a caption with its style: how many of the embedded picture dictionary's are so long
+CAPTIONS = {3: 190, 4: 987, 5: 977, 6: 598, 7: 327, 8: 161, 9: 56, 10: 22, 11: 16, 12: 10, 13: 5, 14: 2, 18: 2}
+
+
+@pytest.mark.parametrize(("length", "lookahead", "fill"), [(2048, 128, 0.998), (2048, 8, 0.98), (512, 128, 0.96)])
+def test_the_picture_dictionary_fills_its_rows(tmp_path: Path, length: int, lookahead: int, fill: float) -> None:
+    """Documents as long as those of the default data, in pages too; measured there: 0.9993, 0.9919 and 0.9707."""
+    lengths = [length for length, count in CAPTIONS.items() for _ in range(count // 8)]
+    families = [f"family {number % 8}" for number in range(len(lengths))]
+    shard = [
+        TokenDocument(f"{number:04d}", (caption(number, tokens), picture(number, 8, 8)), {"family": family})
+        for number, (tokens, family) in enumerate(zip(lengths, families, strict=True))
+    ]
+    kinds = {"words_to_picture": 0.84, "picture_to_words": 0.1, "page": 0.04, "text": 0.02}
+    config = LoaderConfig(rows=4, length=length, kinds=kinds, caption_dropout=0.05, lookahead=lookahead)
+    part = stream(TokenDataset(token_folder(tmp_path, [shard]), "train"), config)
+    for _ in range(12):
+        part.next_batch()
+    assert part.seen.split == part.seen.dropped == 0
+    assert part.seen.fill >= fill
+
+
 def test_what_is_too_long_is_counted(dataset: TokenDataset) -> None:
     part = stream(dataset, replace(PLAIN, length=10))  # no picture fits, its caption does
     batch = part.next_batch()
@@ -131,32 +188,65 @@ def test_what_is_too_long_is_counted(dataset: TokenDataset) -> None:
         stream(dataset, only_pictures).next_batch()
 
 
-@pytest.mark.parametrize(("old", "new"), [(2, 3), (3, 1), (1, 2)])
-def test_a_changed_number_of_ranks_loses_and_repeats_nothing(dataset: TokenDataset, old: int, new: int) -> None:
-    config = replace(PLAIN, length=60)
-    ranks = [stream(dataset, config, rank=rank, world=old) for rank in range(old)]
-    trained: list[int] = []
-    for number, rank in enumerate(ranks):
-        for _ in range(1 + 2 * number):  # as unevenly as packing may leave them
-            trained += rank.next_batch().sources.tolist()
-    states = json.loads(json.dumps(reshard([rank.state for rank in ranks], new)))
-    renewed = [stream(dataset, config, rank=rank, world=new, state=state) for rank, state in enumerate(states)]
-    for rank in renewed:
-        trained += rank.next_batch().sources.tolist()
-    waiting = [position for rank in renewed for position in [*rank.state["queued"]]]
-    waiting += [position for rank in renewed for position, _ in rank.state["waiting"]]
-    stop = max(rank.state["next"] for rank in renewed)
-    waiting += [position for rank in renewed for position in range(rank.state["next"], stop, new)]
-    locate = renewed[0]._order.locate
-    assert Counter(trained + [locate(p)[1] for p in waiting]) == Counter(locate(p)[1] for p in range(stop))
-    assert sum(rank.seen.documents for rank in renewed) == stop - len(set(waiting)) + sum(
-        len(rank.state["waiting"]) for rank in renewed
-    )
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    worlds=st.lists(st.integers(1, 5), min_size=2, max_size=4),
+    batches=st.lists(st.integers(0, 4), min_size=5, max_size=9),
+    length=st.sampled_from([12, 20, 60]),
+    sources=st.sampled_from(["one", "two"]),
+)
+def test_a_changed_number_of_streams_loses_and_repeats_nothing(
+    dataset: TokenDataset, mixture: Mixture, worlds: list[int], batches: list[int], length: int, sources: str
+) -> None:
+    """In rows of 12 a caption and its picture are two pieces, or the picture is dropped."""
+    config = replace(PLAIN, length=length)
+    trained: Counter[int] = Counter()
+    states: list[State] = []
+    parts: list[PackedStream] = []
+    for world in worlds:
+        given_ = json.loads(json.dumps(reshard(states, world))) if states else [None] * world
+        data = dataset if sources == "one" else mixture
+        parts = [PackedStream(data, dataset.grammar(), config, rank, world, state) for rank, state in enumerate(given_)]
+        for number, part in enumerate(parts):
+            for _ in range(batches[number % len(batches)]):  # as unevenly as packing may leave them
+                trained.update(part.next_batch().sources.tolist())
+        states = [part.state for part in parts]
+    stop = max(part.state["next"] for part in parts)
+    expected = Counter(number for position in range(stop) for number in at(parts[0], position))
+    assert trained + left(parts) == expected
+    waiting = {position for part in parts for position, _ in part.state["waiting"]}
+    queued = [entry for part in parts for entry in part.state["queued"]]
+    unread = sum(isinstance(entry, int) for entry in queued)
+    unread += sum(len(range(part.state["next"], stop, part.world)) for part in parts)
+    seen = Seen.of(states)
+    assert seen.documents == stop - unread >= len(waiting)
+    assert sum(seen.sources.values()) == seen.documents
+
+
+def test_states_that_are_not_one_of_each_stream_are_refused(dataset: TokenDataset) -> None:
+    one, other = (stream(dataset, rank=rank, world=3).state for rank in (0, 2))
+    with pytest.raises(ValueError, match=r"streams \[0, 2\] are not one of each of 3: give those of all ranks"):
+        reshard([one, other], 2)
+    with pytest.raises(ValueError, match="left by different runs"):
+        reshard([one, {**other, "rank": 1, "stream": "another"}, other], 2)
+    with pytest.raises(ValueError, match="give those of all ranks"):
+        Loader(dataset, dataset.grammar(), CONFIG, state=one)
+    with pytest.raises(ValueError, match="belongs to another rank"):
+        Loader(dataset, dataset.grammar(), CONFIG, rank=1, world=3, state=one)
+
+
+def test_a_state_of_before_there_were_mixtures_is_taken(dataset: TokenDataset) -> None:
+    part = stream(dataset)
+    for _ in range(3):
+        part.next_batch()
+    state = part.state
+    del state["windows"], state["seen"]["sources"], state["seen"]["damaged"]
+    assert_same(replace(stream(dataset, state=state).next_batch(), state={}), replace(part.next_batch(), state={}))
 
 
 def test_a_state_that_does_not_belong_here_is_refused(dataset: TokenDataset) -> None:
     state = stream(dataset, rank=0, world=2).state
-    with pytest.raises(ValueError, match="other data, seed, kinds or length"):
+    with pytest.raises(ValueError, match="other data, mixture, seed, kinds or length"):
         stream(dataset, replace(CONFIG, seed=4), rank=0, world=2, state=state)
     with pytest.raises(ValueError, match="another rank"):
         stream(dataset, rank=1, world=2, state=state)
@@ -206,6 +296,59 @@ class TestLoader:
             shard.unlink()
         with pytest.raises(ValueError, match=r"train-00000\d.tar is missing"):
             next(iter(loader))
+
+
+class TestDamage:
+    def test_what_is_damaged_is_left_out_and_counted_by_reason(self, dataset: TokenDataset) -> None:
+        config = replace(PLAIN, max_damaged=0.5)
+        damaged = Damaged(dataset, {2: "its codes.npy cannot be read", **dict.fromkeys((7, 8), "shard is cut short")})
+        part = stream(damaged, config)
+        trained = [number for _ in range(15) for number in part.next_batch().sources.tolist()]
+        assert set(trained) == set(range(12)) - {2, 7, 8}
+        counted = part.seen.damaged
+        assert set(counted) == {"its codes.npy cannot be read", "shard is cut short"}
+        assert counted["shard is cut short"] >= 2 * (counted["its codes.npy cannot be read"] - 1) > 0
+        assert part.seen.documents + sum(counted.values()) == part.state["next"]
+        again = stream(damaged, config, state=json.loads(json.dumps(part.state)))
+        assert again.seen == part.seen
+        assert_same(again.next_batch(), part.next_batch())
+
+    def test_too_much_damage_ends_the_run_naming_shard_and_sample(self, dataset: TokenDataset) -> None:
+        config = replace(PLAIN, max_damaged=0.004)
+        damaged = Damaged(dataset, {5: "shard is cut short"})
+        loader = Loader(damaged, dataset.grammar(), config)
+        with pytest.raises(ValueError, match=r"5 of the last \d+ documents of .* are damaged") as told:
+            list(loader)
+        assert "allows 4 of 1000; the last one is train-000001.tar: sample 'doc0005': shard is cut" in str(told.value)
+        assert "\n" not in str(told.value)
+        assert loader.seen.damaged == {"shard is cut short": 4}
+        again = Loader(damaged, dataset.grammar(), config, state=json.loads(json.dumps(loader.state)))
+        with pytest.raises(ValueError, match="5 of the last"):
+            next(iter(again))
+
+    def test_a_shard_of_many_is_no_reason_to_stop(self, dataset: TokenDataset) -> None:
+        """Eleven in a row of the thousand that are counted together would be one too many, ten are not."""
+        damaged = Damaged(dataset, dict.fromkeys(range(10), "shard is cut short"))
+        part = stream(damaged, replace(PLAIN, lookahead=1, rows=1, length=20))
+        assert set(part.next_batch().sources.tolist()) <= {10, 11}
+
+    def test_where_all_is_damaged_nothing_hangs(self, dataset: TokenDataset) -> None:
+        damaged = Damaged(dataset, dict.fromkeys(range(12), "shard is cut short"))
+        with pytest.raises(ValueError, match="1000 of the last 1000 documents"):
+            stream(damaged, replace(PLAIN, max_damaged=1.0)).next_batch()
+
+
+class Damaged(TokenDataset):
+    """A data set some of whose documents cannot be read."""
+
+    def __init__(self, whole: TokenDataset, reasons: dict[int, str]) -> None:
+        super().__init__(whole.folder, "train")
+        self.reasons = reasons
+
+    def __getitem__(self, index: int) -> TokenDocument:
+        if index in self.reasons:
+            raise DamagedSample(self.reasons[index], "train-000001.tar", f"doc{index:04d}")
+        return super().__getitem__(index)
 
 
 class TestEvaluationBatches:
