@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -201,6 +202,20 @@ def test_speculation_that_changes_pictures_is_found(
     monkeypatch.setattr(script, "methods", cheat)
     with pytest.raises(SystemExit, match="15 of 90 pictures have other codes than plain sampling draws"):
         script.main(options)
+
+
+def test_both_load_the_same_documents(benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    loader = benchmark("loader")
+    for name, value in {"SHARDS": 2, "DOCUMENTS": 11, "BATCH": 4}.items():
+        monkeypatch.setattr(loader, name, value)
+    folders = [tmp_path / "first", tmp_path / "second"]
+    datasets = [loader.made_tokens(folder, seed) for seed, folder in enumerate(folders)]
+    made = [dataset[index] for dataset in datasets for index in range(22)]
+    codes = [tuple(code for segment in document.segments for code in segment.codes.flat) for document in made]
+    epoch = [row for _, batch in islice(loader.peer(folders, 0), 11) for row in batch.tolist()]
+    assert sorted(tuple(code for code in row if code >= 0) for row in epoch) == sorted(codes)
+    batches = loader.ours(folders, 0)
+    assert {number for batch in islice(batches, 3) for number in batch.sources.tolist()} == set(range(44))
 
 
 def test_both_train_on_the_same_tokens(benchmark: Any) -> None:
