@@ -24,6 +24,7 @@ import webdataset
 from timing.rounds import digits, in_turns, parser, positive, report
 from torch import Tensor
 from torch.utils.data import DataLoader
+from webdataset.compat import WebDataset
 
 from omnigram.data.document import TokenDocument, TokenSegment
 from omnigram.data.loader import Loader
@@ -86,8 +87,9 @@ def collated(samples: Sequence[tuple[dict[str, Any], np.ndarray]]) -> tuple[list
 
 def peer(folders: Sequence[Path], workers: int) -> Iterator[tuple[list[dict[str, Any]], Tensor]]:
     shards = [str(path) for folder in folders for path in sorted(folder.glob("*.tar"))]
-    samples = webdataset.WebDataset(shards, shardshuffle=len(shards), seed=0).shuffle(1000).decode()
-    batches = samples.to_tuple("json", "codes.npy").batched(BATCH, collation_fn=collated).repeat()
+    samples = WebDataset(shards, shardshuffle=len(shards), seed=0).shuffle(1000).decode()
+    batches = samples.to_tuple("json", "codes.npy").batched(BATCH, collation_fn=collated)
+    batches = batches.repeat()  # pyright: ignore[reportAttributeAccessIssue] - it stays the WebDataset
     ahead = {"prefetch_factor": 2, "multiprocessing_context": "spawn"} if workers else {}
     return iter(DataLoader(batches, batch_size=None, num_workers=workers, **ahead))
 
