@@ -15,11 +15,9 @@ from hypothesis import strategies as st
 from made_tokens import caption, captioned, picture, token_folder
 
 from omnigram.data.document import TokenDocument
-from omnigram.data.evaluation_batches import EvaluationBatches
 from omnigram.data.loader import Loader
 from omnigram.data.mixture import Mixture, Source
 from omnigram.data.packing import PackedBatch
-from omnigram.data.shards import DamagedSample
 from omnigram.data.stream import LoaderConfig, PackedStream
 from omnigram.data.stream_state import Seen, State, reshard
 from omnigram.data.tokens import TokenDataset
@@ -331,85 +329,3 @@ def test_a_state_of_another_mixture_is_refused(dataset: TokenDataset, mixture: M
         with pytest.raises(ValueError, match="belongs to other data, mixture, seed, kinds or length; start a new run"):
             Loader(other, mixture.grammar(), CONFIG, state=state)
     assert Loader(mixture, mixture.grammar(), CONFIG, state=state).state == state
-
-
-class TestDamage:
-    def test_what_is_damaged_is_left_out_and_counted_by_reason(self, dataset: TokenDataset) -> None:
-        config = replace(PLAIN, max_damaged=0.5)
-        damaged = Damaged(dataset, {2: "its codes.npy cannot be read", **dict.fromkeys((7, 8), "shard is cut short")})
-        part = stream(damaged, config)
-        trained = [number for _ in range(15) for number in part.next_batch().sources.tolist()]
-        assert set(trained) == set(range(12)) - {2, 7, 8}
-        counted = part.seen.damaged
-        assert set(counted) == {"its codes.npy cannot be read", "shard is cut short"}
-        assert counted["shard is cut short"] >= 2 * (counted["its codes.npy cannot be read"] - 1) > 0
-        assert part.seen.documents + sum(counted.values()) == part.state["next"]
-        again = stream(damaged, config, state=json.loads(json.dumps(part.state)))
-        assert again.seen == part.seen
-        assert_same(again.next_batch(), part.next_batch())
-
-    def test_too_much_damage_ends_the_run_naming_shard_and_sample(self, dataset: TokenDataset) -> None:
-        config = replace(PLAIN, max_damaged=0.004)
-        damaged = Damaged(dataset, {5: "shard is cut short"})
-        loader = Loader(damaged, dataset.grammar(), config)
-        with pytest.raises(ValueError, match=r"5 of the last \d+ documents of .* are damaged") as told:
-            list(loader)
-        assert "allows 4 of 1000; the last one is train-000001.tar: sample 'doc0005': shard is cut" in str(told.value)
-        assert "\n" not in str(told.value)
-        assert loader.seen.damaged == {"shard is cut short": 4}
-        again = Loader(damaged, dataset.grammar(), config, state=json.loads(json.dumps(loader.state)))
-        with pytest.raises(ValueError, match="5 of the last"):
-            next(iter(again))
-
-    def test_where_all_is_damaged_nothing_hangs(self, dataset: TokenDataset) -> None:
-        damaged = Damaged(dataset, dict.fromkeys(range(12), "shard is cut short"))
-        with pytest.raises(ValueError, match="1000 of the last 1000 documents"):
-            stream(damaged, replace(PLAIN, max_damaged=1.0)).next_batch()
-
-
-class Damaged(TokenDataset):
-    """A data set some of whose documents cannot be read."""
-
-    def __init__(self, whole: TokenDataset, reasons: dict[int, str]) -> None:
-        super().__init__(whole.folder, "train")
-        self.reasons = reasons
-
-    def __getitem__(self, index: int) -> TokenDocument:
-        if index in self.reasons:
-            raise DamagedSample(self.reasons[index], "train-000001.tar", f"doc{index:04d}")
-        return super().__getitem__(index)
-
-
-class TestEvaluationBatches:
-    @pytest.mark.parametrize(("kind", "form"), [("words_to_picture", "text-image"), ("picture_to_words", "image-text")])
-    def test_each_document_once_in_order_and_whole(self, dataset: TokenDataset, kind: str, form: str) -> None:
-        grammar = dataset.grammar()
-        batches = EvaluationBatches(dataset, grammar, kind, rows=5)
-        given_: list[int] = []
-        for batch in batches:
-            assert batch.ids.shape == (5, batches.length)
-            for number, index in enumerate(batch.sources.tolist()):
-                segments = grammar.read(batch.ids[batch.document == number].numpy())
-                assert "-".join(modality for modality, _ in segments) == form
-                by_modality = dict(segments)
-                for segment in dataset[index].segments:
-                    assert by_modality[segment.modality].tolist() == segment.codes.tolist()
-            given_ += batch.sources.tolist()
-        assert given_ == batches.indices == list(range(len(dataset)))
-        assert len(list(batches)) == len(batches) == 3
-        assert (list(batches)[-1].document[2:] == -1).all()
-        assert batches.too_long == 0
-
-    def test_ranks_and_limits(self, dataset: TokenDataset) -> None:
-        def indices(limit: int | None = None, rank: int = 0, world: int = 1) -> list[int]:
-            grammar = dataset.grammar()
-            return EvaluationBatches(dataset, grammar, "text", 2, limit=limit, rank=rank, world=world).indices
-
-        assert indices(limit=5) == [0, 1, 2, 3, 4]
-        assert sorted(indices(rank=0, world=2) + indices(rank=1, world=2)) == list(range(len(dataset)))
-
-    def test_what_does_not_fit_or_is_not_of_the_kind_is_left_out(self, dataset: TokenDataset) -> None:
-        short = EvaluationBatches(dataset, dataset.grammar(), "words_to_picture", 2, length=21)
-        assert 0 < short.too_long < len(dataset)
-        assert short.too_long + len(short.indices) == len(dataset)
-        assert list(EvaluationBatches(dataset, dataset.grammar(), "interleaved", 2)) == []
