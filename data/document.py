@@ -8,6 +8,7 @@ n codes of a text, h x w codes of a picture.
 
 import io
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,11 @@ CODES_MEMBER = "codes.npy"
 
 _KEY = re.compile(r"(?:[^/\\\x00-\x1f]+/)*[^/.\\\x00-\x1f]+")
 _SUFFIX = re.compile(r"\.[a-z0-9]+")
+_PLAIN_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00(?P<length>..)\{'descr': '<u(?P<size>[24])', 'fortran_order': False, "
+    rb"'shape': \((?P<count>[0-9]{1,9}),\), \} *\n",
+    re.DOTALL,
+)
 
 
 def check_key(key: str) -> str:
@@ -151,7 +157,8 @@ class TokenSegment:
         for codes in (self.codes, *self.alternatives):
             if not np.issubdtype(codes.dtype, np.integer):
                 raise ValueError(f"the codes of a {self.modality} segment are {codes.dtype}, not integers")
-            if codes.size and (codes.min() < 0 or codes.max() > np.iinfo(np.uint32).max):
+            small = codes.dtype in (np.uint16, np.uint32)  # as read from a shard, where looking takes time
+            if not small and codes.size and (codes.min() < 0 or codes.max() > np.iinfo(np.uint32).max):
                 raise ValueError(f"a code of the {self.modality} segment lies outside 0..{np.iinfo(np.uint32).max}")
             if 0 in codes.shape or codes.ndim == 0:
                 raise ValueError(f"the {self.modality} segment holds no codes")
@@ -206,7 +213,7 @@ class TokenDocument:
             modality, shapes = _token_shapes(index, entry)
             parts = []
             for shape in shapes:
-                size = int(np.prod(shape))
+                size = math.prod(shape)
                 if position + size > len(codes):
                     raise ValueError(f"segment {index} needs codes up to {position + size}, there are {len(codes)}")
                 parts.append(codes[position : position + size].reshape(shape))
@@ -259,7 +266,23 @@ def _token_shapes(index: int, entry: object) -> tuple[str, list[tuple[int, ...]]
     return entry["modality"], shapes
 
 
+def _plain_codes(data: bytes) -> np.ndarray | None:
+    """The codes as `to_sample` writes them, without NumPy's way to a header, which takes longer than all else; or None.
+
+    https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+    """
+    header = _PLAIN_HEADER.match(data)
+    if header is None or header.end() != 10 + int.from_bytes(header["length"], "little"):
+        return None
+    size, count = int(header["size"]), int(header["count"])
+    if len(data) != header.end() + size * count:
+        return None
+    return np.frombuffer(data, f"<u{size}", offset=header.end()).copy()  # the bytes cannot be written to
+
+
 def _load_codes(data: bytes) -> np.ndarray:
+    if (plain := _plain_codes(data)) is not None:
+        return plain
     try:
         codes = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # NumPy evaluates the header, and asks for all the memory that it claims

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 
 _MASK, _STEP = (1 << 64) - 1, 0x9E3779B97F4A7C15
-_SHARDS, _GROUP = 0, 1  # what a permutation is drawn for
+_SHARDS, _GROUP, MIXTURE = 0, 1, 2  # what a permutation is drawn for
 
 
 def raw_draws(number: int, seed: int, *counter: int) -> np.ndarray:

@@ -26,7 +26,7 @@ class WrittenDocument:
     Attributes:
         ids: (n,) int64.
         free: (n,) bool; False where the grammar admits one id only, so that it carries no information.
-        source: number of the document in its data set (of the first one, for a page).
+        source: number of the document in its data set, or mixture of such (of the first one, for a page).
     """
 
     ids: np.ndarray
@@ -50,7 +50,7 @@ class PackedBatch:
             other modalities in `Vocabulary.modalities`; -1 where there is none.
         document: number of the document in this batch, 0.. through the rows; -1 on pads.
         position: place in the document, from 0; 0 on pads.
-        sources: number in the data set of each document of the batch, by `document`.
+        sources: number of each document of the batch, by `document`: in the data set, or `Mixture.locate` tells where.
         state: what the loader needs to go on after this batch (JSON-able); empty where there is no loader.
     """
 

@@ -70,6 +70,17 @@ class TokenDataset:
         """Another split of the same data set."""
         return TokenDataset(self.folder, split, cache=self._cache, network=self._network)
 
+    def like(self, folder: Path | str) -> "TokenDataset":
+        """The same split of another data set, read in the same way."""
+        return TokenDataset(folder, self.split, cache=self._cache, network=self._network)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which reads the shards itself."""
+        return {**vars(self), "_held": OrderedDict(), "_lock": None, "_reader": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
     @property
     def identity(self) -> str:
         """Hash of the contents, in hex."""

@@ -1,11 +1,13 @@
 """Each benchmark runs, its ratio is that of the figures it prints, and what it compares is the same work."""
 
+import gc
 import importlib
 import re
 import shlex
 import subprocess
 import sys
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +20,7 @@ from omnigram.data.shards import shard_name, write_shard
 ROOT = Path(__file__).resolve().parents[1]
 # those that take turns with a peer; the others are run by the tests of what they measure
 SCRIPTS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py") if "report(" in path.read_text())
-SMALLEST = {"train_step.py": ["--model", "nano"]}
+SMALLEST = {"train_step.py": ["--model", "nano"], "loader.py": ["--workers", "1"]}
 ONCE = ["--rounds", "1", "--steps", "1", "--threads", "1"]
 SAMPLING = [*ONCE, "--model", "tiny", "--side", "4", "--batches", "1", "3", "--vocabularies", "omnigram"]
 
@@ -201,6 +203,22 @@ def test_speculation_that_changes_pictures_is_found(
     monkeypatch.setattr(script, "methods", cheat)
     with pytest.raises(SystemExit, match="15 of 90 pictures have other codes than plain sampling draws"):
         script.main(options)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves files open
+def test_both_load_the_same_documents(benchmark: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    loader = benchmark("loader")
+    for name, value in {"SHARDS": 2, "DOCUMENTS": 11, "BATCH": 4}.items():
+        monkeypatch.setattr(loader, name, value)
+    folders = [tmp_path / "first", tmp_path / "second"]
+    datasets = [loader.made_tokens(folder, seed) for seed, folder in enumerate(folders)]
+    made = [dataset[index] for dataset in datasets for index in range(22)]
+    codes = [tuple(code for segment in document.segments for code in segment.codes.flat) for document in made]
+    epoch = [row for _, batch in islice(loader.peer(folders, 0), 11) for row in batch.tolist()]
+    gc.collect()  # or it would be said in another test
+    assert sorted(tuple(code for code in row if code >= 0) for row in epoch) == sorted(codes)
+    batches = loader.ours(folders, 0)
+    assert {number for batch in islice(batches, 3) for number in batch.sources.tolist()} == set(range(44))
 
 
 def test_both_train_on_the_same_tokens(benchmark: Any) -> None:

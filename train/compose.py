@@ -23,8 +23,9 @@ from .limits import check_limits, shown
 
 CONF, ROOT = "omnigram.conf", "config"
 FILLED_IN_LATER = "model.vocab_size"  # by a step, from what the step before it made
-OPEN = ("model.", "data.source.")  # a constructor knows what these hold: keys may be added and left out
+OPEN = ("model.", "data.source.", "mixture.")  # a constructor knows what these hold: keys may be added and left out
 NULLABLE = ("tokenizer.discriminator", "tokenizer.optimizer.muon_learning_rate", "optimizer.muon_learning_rate")
+FILLED = "mixture"  # empty in the files: what it is given is added to it
 OPTIONAL = ("loader.kinds.", "loss.weights.")  # may be left out
 DISCRIMINATOR = ("channels", "layers", "weight", "start_step", "learning_rate")
 
@@ -94,7 +95,7 @@ def _compose(overrides: list[str]) -> DictConfig:
     for override in changes:
         _check_key(override, config)
     if changes:
-        config, choices = _hydra(overrides)
+        config, choices = _hydra([f"++{text}" if text.startswith(f"{FILLED}=") else text for text in overrides])
     with open_dict(config):  # runs are named after the model that was asked for
         config.model_name = config.get("model_name") or choices.get("model")
     _check_whole(config, choices)

@@ -1,22 +1,22 @@
 """What the numbers of the configuration have to be, so that a wrong one is said before anything is made."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-# By the last word of a key. Further limits, of several settings together or of the data, are those of the constructors.
+# By the last words of a key. Limits of several settings together or of the data are those of the constructors.
 LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "1 or more",
         lambda n: n >= 1,
         "threads samples_per_shard max_caption max_pixels vocab_size resolution max_ratio stem channels layers "
         "encoder_kernel codebook_dim max_steps batch_size init_pictures log_every_n_steps validate_every_n_steps "
-        "checkpoint_every_n_steps checkpoints_kept accumulation tensor_parallel "
-        "evaluation_batch_size workers rows lookahead group_shards queries heldout_queries "
-        "gallery attempts hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-        "head_dim max_position_embeddings num_experts_per_token",
+        "checkpoint_every_n_steps checkpoints_kept accumulation tensor_parallel evaluation_batch_size tokens.workers "
+        "rows lookahead group_shards queries heldout_queries gallery attempts hidden_size intermediate_size "
+        "num_hidden_layers num_attention_heads num_key_value_heads head_dim max_position_embeddings "
+        "num_experts_per_token",
     ),
     ("2 or more", lambda n: n >= 2, "codebook_size length"),
     ("8 or more", lambda n: n >= 8, "pixels"),
@@ -26,15 +26,15 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "encoder_blocks decoder_blocks encoder_attention decoder_attention commitment dead_code_threshold l1 l2 "
         "quantizer weight start_step learning_rate muon_learning_rate weight_decay warmup_steps "
         "words_to_picture picture_to_words page text image prefetch z_loss validation_documents sample_pictures "
-        "checkpoint_kept_every_n_steps "
-        "max_skipped_steps num_experts balance_loss_weight temperature top_k pad_token_id bos_token_id eos_token_id",
+        "checkpoint_kept_every_n_steps workers max_skipped_steps num_experts balance_loss_weight temperature top_k "
+        "pad_token_id bos_token_id eos_token_id",
     ),
     (
         "above 0",
         lambda n: n > 0,
         "timeout pause eps gradient_clip rope_theta rms_norm_eps initializer_range repetition_penalty",
     ),
-    ("from 0 to 1", lambda n: 0 <= n <= 1, "max_skipped final_ratio ema_decay caption_dropout min_p"),
+    ("from 0 to 1", lambda n: 0 <= n <= 1, "max_skipped max_damaged final_ratio ema_decay caption_dropout min_p"),
     (
         "at least 0 and less than 1",
         lambda n: 0 <= n < 1,
@@ -53,12 +53,21 @@ def check_limits(key: str, value: Any) -> None:
     if value is None or isinstance(value, DictConfig):
         return
     for words, holds, names in LIMITS:
-        if key.rpartition(".")[2] not in names.split():
+        if not any(f".{key}".endswith(f".{name}") for name in names.split()):
             continue
-        for number in value if OmegaConf.is_list(value) else [value]:
+        for number in _numbers(value):
             is_number = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
             if not is_number or not holds(number):
                 raise ValueError(f"{key}={shown(value)} must be {words}")
+
+
+def _numbers(value: Any) -> Iterator[Any]:
+    """The value, or those of a list, which may hold lists."""
+    if OmegaConf.is_list(value):
+        for part in value:
+            yield from _numbers(part)
+    else:
+        yield value
 
 
 def shown(value: Any) -> str:

@@ -20,8 +20,11 @@ from rich.console import Console
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..data.artefact import file_sha256, publish_folder
-from ..data.loader import Loader, LoaderConfig, Seen, reshard
+from ..data.loader import Loader
+from ..data.mixture import Mixture, read_entries
 from ..data.packing import PackedBatch
+from ..data.stream import LoaderConfig
+from ..data.stream_state import Seen
 from ..data.tokens import TokenDataset
 from ..model.bundle import Omnigram
 from ..model.codec import CARD, Codec, read_card
@@ -60,6 +63,7 @@ WATCHING = (
     "accumulation",
     "activation_checkpointing",
 )
+READING = ("workers", "max_damaged")  # settings of the loader that change how documents are read, not which
 
 
 def pretrain(config: DictConfig) -> Path:
@@ -71,6 +75,7 @@ def pretrain(config: DictConfig) -> Path:
     _decoder_config(config, **_filled_in(config, 2, [[1, 1]]))  # what cannot work is said before tokens are made
     EvaluationSettings(**config.evaluation)
     _sampling(config)
+    read_entries(_mixed(config))
     if config.trainer.compile:
         check_compiler(device)
     _check_tokenizers(config)
@@ -78,8 +83,9 @@ def pretrain(config: DictConfig) -> Path:
     _check_rows(config, world)
     folder = world.lead(lambda: make_tokens(config))
     tokens = TokenDataset(folder, "train")
-    decoder = model_config(config, tokens)
-    made_from = _made_from(config, tokens)
+    mixture = Mixture.opened(_mixed(config), tokens)
+    decoder = model_config(config, tokens, mixture)
+    made_from = _made_from(config, tokens, mixture)
     model_name = _chosen_model(config)
     with ExitStack() as stack:
         opened = open_run(config.pretrain.runs, f"{config.data.name}-{model_name}", made_from)
@@ -89,8 +95,8 @@ def pretrain(config: DictConfig) -> Path:
         codec = read_tokenizers(tokenizer_run(config), device)
         if world.is_first:
             write_config(run, OmegaConf.to_yaml(config, resolve=True))
-        module = _train(run, config, decoder, tokens, codec, world)
-        numbers = _training_numbers(module, world)
+        module = _train(run, config, decoder, tokens, mixture, codec, world)
+        numbers = _training_numbers(module, mixture, world)
         whole = whole_model(module.model, world)
         if whole is None:
             return run.folder
@@ -117,17 +123,20 @@ def _check_rows(config: DictConfig, world: World) -> None:
         )
 
 
-def _training_numbers(module: Pretraining, world: World) -> dict[str, Any]:
+def _training_numbers(module: Pretraining, mixture: Mixture, world: World) -> dict[str, Any]:
     """What the training cost, from its start, the stops left out, on all ranks together."""
     states = world.gather(module.data_state) if module.data_state is not None else module.resumed_states
     assert states is not None
-    seconds, seen = float(module.seconds), Seen.total(states)
+    seconds, seen = float(module.seconds), Seen.of(states)
     flops = flops_per_token(module.model.config, context=seen.pairs / seen.tokens)
     return {
         "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
         "train_documents": seen.documents,
         "train_documents_split": seen.split,
         "train_segments_dropped": seen.dropped,
+        "train_documents_damaged": seen.damaged,
+        "train_epochs": {name: round(epochs, 3) for name, epochs in mixture.epochs(seen.sources).items()},
+        "train_fill": round(seen.fill, 5),
         "train_tokens": seen.tokens,
         "train_flops": flops * seen.tokens,
         "train_seconds": round(seconds, 1),
@@ -151,7 +160,13 @@ def _chosen_model(config: DictConfig) -> str:
     return str(config.get("model_name") or f"d{config.model.hidden_size}x{config.model.num_hidden_layers}")
 
 
-def _made_from(config: DictConfig, tokens: TokenDataset) -> dict[str, Any]:
+def _mixed(config: DictConfig) -> dict[str, Any]:
+    entries = OmegaConf.to_container(config.mixture, resolve=True)
+    assert isinstance(entries, dict)
+    return {str(name): entry for name, entry in entries.items()}
+
+
+def _made_from(config: DictConfig, tokens: TokenDataset, mixture: Mixture) -> dict[str, Any]:
     parts: dict[str, Any] = {
         name: OmegaConf.to_container(config[name], resolve=True) for name in ("model", "loader", "loss", "optimizer")
     }
@@ -159,6 +174,10 @@ def _made_from(config: DictConfig, tokens: TokenDataset) -> dict[str, Any]:
         weights = sorted(start.glob("*.safetensors"))
         parts["model"] = {name: value for name, value in parts["model"].items() if name != "path"}  # it may move
         parts["model"]["start"] = [(path.name, file_sha256(path)) for path in weights]
+    for name in READING:
+        parts["loader"].pop(name)
+    if config.mixture:
+        parts["mixture"] = mixture.identity
     trainer = OmegaConf.to_container(config.trainer, resolve=True)
     assert isinstance(trainer, dict)
     kept = {name: value for name, value in trainer.items() if name not in WATCHING}
@@ -166,7 +185,7 @@ def _made_from(config: DictConfig, tokens: TokenDataset) -> dict[str, Any]:
     return {**parts, "trainer": kept, "sampling": sampling, "tokens": tokens.identity, "seed": config.seed}
 
 
-def model_config(config: DictConfig, tokens: TokenDataset) -> OmnigramConfig:
+def model_config(config: DictConfig, tokens: TokenDataset, mixture: Mixture | None = None) -> OmnigramConfig:
     """The decoder's configuration, its vocabulary filled in from the tokens.
 
     ValueError if a published model fixes another vocabulary, or a picture or a document does not fit.
@@ -191,7 +210,8 @@ def model_config(config: DictConfig, tokens: TokenDataset) -> OmnigramConfig:
             raise ValueError(f"model.{key}={config.model[key]}, in the tokens {name} is {number}: set null")
         settings[key] = number
     grammar = tokens.grammar()
-    for size in tokens.record["splits"]["train"].get("grids") or {}:
+    records = [source.dataset.record for source in (mixture or Mixture.of(tokens)).sources]
+    for size in {size: True for record in records for size in record["splits"]["train"].get("grids") or {}}:
         height, width = map(int, size.split("x"))
         needed = grammar.blocks["image"].length(height, width) + 2  # bos and eos
         if needed > config.loader.length:
@@ -257,8 +277,8 @@ def _sampling(config: DictConfig) -> dict[str, Sampling]:
 class _Batches(IterableDataset[PackedBatch]):
     """This rank's part of each batch, from where the module's checkpoint ended."""
 
-    def __init__(self, tokens: TokenDataset, config: DictConfig, module: Pretraining) -> None:
-        self.tokens, self.config, self.module = tokens, config, module
+    def __init__(self, mixture: Mixture, config: DictConfig, module: Pretraining) -> None:
+        self.mixture, self.config, self.module = mixture, config, module
 
     def __iter__(self) -> Iterator[PackedBatch]:
         settings: Any = OmegaConf.to_container(self.config.loader, resolve=True)
@@ -267,15 +287,18 @@ class _Batches(IterableDataset[PackedBatch]):
         options = LoaderConfig(
             **settings, seed=self.config.seed, loss_weights=dict(loss.weights), partitioned=loss.partitioned
         )
-        if states is not None and len(states) != world.data_size:
-            states = reshard(states, world.data_size)
-        state = None if states is None else states[world.data_rank]
         # within the generator: an error while Lightning sets itself up would be hidden by one of its own
-        yield from Loader(self.tokens, self.tokens.grammar(), options, world.data_rank, world.data_size, state)
+        yield from Loader(self.mixture, self.mixture.grammar(), options, world.data_rank, world.data_size, states)
 
 
 def _train(
-    run: Run, config: DictConfig, decoder: OmnigramConfig, tokens: TokenDataset, codec: Codec, world: World
+    run: Run,
+    config: DictConfig,
+    decoder: OmnigramConfig,
+    tokens: TokenDataset,
+    mixture: Mixture,
+    codec: Codec,
+    world: World,
 ) -> Pretraining:
     """Train to the last step, from the newest checkpoint on."""
     torch.manual_seed(config.seed)
@@ -305,5 +328,5 @@ def _train(
         Checkpoints(run.checkpoints, settings.checkpoint_every_n_steps, steps, checkpoint, world, *kept),
     ]
     trainer = make_trainer(config, run, callbacks, load_step(checkpoint), world)
-    fit(trainer, module, DataLoader(_Batches(tokens, config, module), batch_size=None), world)
+    fit(trainer, module, DataLoader(_Batches(mixture, config, module), batch_size=None), world)
     return module

@@ -1,5 +1,6 @@
 """Documents and token documents: the round trip through a sample is exact, and faults are named."""
 
+import io
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omnigram.data.document import Document, Segment, TokenDocument, TokenSegment, check_key
+from omnigram.data.document import Document, Segment, TokenDocument, TokenSegment, _plain_codes, check_key
 
 texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
 text_segments = st.builds(lambda text, others: Segment("text", text, tuple(others)), texts, st.lists(texts, max_size=3))
@@ -154,3 +155,28 @@ def test_codes_that_fit_no_format_are_refused():
         TokenSegment("image", np.array([[0.5]]))
     with pytest.raises(ValueError, match="no codes"):
         TokenSegment("text", np.zeros(0, int))
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), max_size=300), st.sampled_from(["<u2", "<u4"]), st.data())
+def test_codes_are_read_as_numpy_reads_them(values: list[int], kind: str, data: st.DataObject) -> None:
+    """Headers as NumPy writes them go a short way of their own; what differs in a byte goes NumPy's, or fails there."""
+    file = io.BytesIO()
+    np.save(file, (np.array(values, dtype=np.int64) % 2 ** (8 * int(kind[-1]))).astype(kind))
+    whole = file.getvalue()
+    codes = _plain_codes(whole)
+    assert codes is not None
+    assert codes.flags.writeable
+    assert codes.dtype == np.dtype(kind)
+    assert np.array_equal(codes, np.load(io.BytesIO(whole)))
+    at = data.draw(st.integers(0, len(whole) - 1))
+    assert _plain_codes(whole[:at]) is None
+    changed = whole[:at] + bytes([data.draw(st.integers(0, 255))]) + whole[at + 1 :]
+    if (codes := _plain_codes(changed)) is not None:
+        assert np.array_equal(codes, np.load(io.BytesIO(changed)))
+
+
+@pytest.mark.parametrize("codes", [np.arange(4, dtype=">u2"), np.ones((2, 2), "<u2"), np.array(3, "<u4"), np.ones(3)])
+def test_other_codes_go_the_way_of_numpy(codes: np.ndarray) -> None:
+    file = io.BytesIO()
+    np.save(file, codes)
+    assert _plain_codes(file.getvalue()) is None

@@ -36,11 +36,11 @@ class Module(StepModule):
         return torch.optim.AdamW([self.weight], lr=0.1)
 
     def training_step(self, batch: Numbered, batch_idx: int) -> None:
-        optimizer = self.optimizers()
-        optimizer.zero_grad()  # pyright: ignore[reportAttributeAccessIssue]
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
         self.manual_backward((self.weight * (self.step + 1)).sum())
         assert self.may_update("a.rate=1")
-        optimizer.step()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+        optimizer.step()
         self.large += 1
 
 
@@ -48,7 +48,7 @@ def train(folder: Path, steps: int, every: int = 1, module: Module | None = None
     module, newest = module or Module(), newest_checkpoint(folder)
     first = load_step(newest)
     saving = Checkpoints(folder, every, steps, newest, **options)
-    quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet: Any = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(accelerator="cpu", max_epochs=1, logger=False, callbacks=[Steps(0), saving], **quiet)
     batches: Any = [Numbered({"next": number}) for number in range(first + 1, 100)]
     trainer.fit(module, DataLoader(batches, batch_size=None))

@@ -23,6 +23,7 @@ from omnigram.train.evaluate import evaluate
 from omnigram.train.pretrain import pretrain
 from omnigram.train.pretraining import Pretraining
 from omnigram.train.tokenizer import make_tokenizer
+from omnigram.train.tokens import make_tokens
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning and torch, about how they are written
 
@@ -191,6 +192,7 @@ def test_a_damaged_checkpoint_is_passed_over(road: tuple[Path, DictConfig], befo
     ("setting", "message"),
     [
         ("evaluation.page=0", r"evaluation\.page=0 must be 1 or more"),
+        ("mixture={a:{tokens:null,weight:0}}", r"mixture: the weight of every source is 0 at document 0"),
         ("trainer.compile=true", r"needs a C\+\+ compiler, and there is no no-compiler: install one"),
         ("model.bos_token_id=3", r"model\.bos_token_id=3, in the tokens bos is \d+: set null"),
     ],
@@ -224,6 +226,24 @@ def test_an_export_is_trained_on(before_pretraining: tuple[Path, list[str]]):
     assert all(changed)
     with pytest.raises(FileNotFoundError, match=r"nothing is not an export of Omnigram: "):
         pretrain(compose_config([*asked, "model=export", "model.path=nothing"]))
+
+
+def test_a_mixture_is_read_by_a_process_and_on_by_a_thread(before_pretraining: tuple[Path, list[str]]):
+    _, asked = before_pretraining
+    tokens = make_tokens(compose_config(asked))
+    asked += [f"mixture={{own:{{tokens:null}},again:{{tokens:'{tokens}',weight:[[0,0.5],[9000,0]]}}}}"]
+    run = pretrain(compose_config([*asked, "loader.workers=1"]))
+    numbers = json.loads((run / "metrics.json").read_text())
+    assert numbers["train_epochs"]["own"] > numbers["train_epochs"]["again"] > 0
+    assert 0.5 < numbers["train_fill"] <= 1
+    assert numbers["train_documents_damaged"] == {}
+    weights = load_file(run / "export/model.safetensors")
+    shutil.rmtree(run / "export")
+    (run / "metrics.json").unlink()
+    (run / "checkpoints/step-00000008.ckpt").unlink()
+    assert pretrain(compose_config(asked)) == run, "who reads is no part of what a run is"
+    again = load_file(run / "export/model.safetensors")
+    assert all(weights[name].equal(again[name]) for name in weights)
 
 
 def test_modalities_get_layers_of_their_own_from_the_vocabulary(before_pretraining: tuple[Path, list[str]]):
