@@ -23,8 +23,9 @@ from ..data.shards import ShardError
 from .machine import choose_device
 from .token_shards import Advance, Shard, ShardWork
 
-# before Ray is imported or started: it is to send no statistics, and C++ is not to write to our terminal
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
+# before Ray is imported: it is to send no statistics, C++ is not to write to our terminal, and workers on a machine
+# that others use as well are to get as much of it as the engine `local` would
+SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal", "RAY_worker_niceness": "0"}
 
 
 class RayEngine:
@@ -38,7 +39,7 @@ class RayEngine:
     """
 
     def __init__(self, device: str, processes: int | None = None) -> None:
-        for name, value in QUIET.items():
+        for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         try:
             import ray.data
@@ -79,12 +80,18 @@ class RayEngine:
     @contextlib.contextmanager
     def _cluster(self) -> Iterator[bool]:
         """A connection to the cluster; whether its workers get a GPU each."""
-        self.ray.init(include_dashboard=None if "RAY_ADDRESS" in os.environ else False, **OPTIONS)
+        with _silent():
+            self.ray.init(
+                include_dashboard=None if "RAY_ADDRESS" in os.environ else False,  # else Ray starts one
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
         try:
             context = self.ray.data.DataContext.get_current()
             context.enable_progress_bars = context.print_on_execution_start = False  # the bar is ours
             for handler in logging.getLogger("ray.data").handlers:
-                handler.setLevel(max(handler.level, logging.CRITICAL) if _is_console(handler) else handler.level)
+                if handler.name == "console":  # the other one writes to a file of Ray's
+                    handler.setLevel(logging.CRITICAL)
             gpus = self.ray.cluster_resources().get("GPU", 0)
             if self.device == "cuda" and not gpus:
                 raise ValueError("tokens.device=cuda: the Ray cluster has no GPU; set tokens.device=auto or cpu")
@@ -114,8 +121,15 @@ class EncodeShard:
         return {"record": json.dumps(record), "fault": ""}
 
 
-OPTIONS = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
-
-
-def _is_console(handler: logging.Handler) -> bool:
-    return "file" not in (handler.name or "")
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without what C++ writes on stderr as it starts, whatever its log level; faults come as exceptions."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

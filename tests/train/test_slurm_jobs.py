@@ -1,4 +1,4 @@
-"""`launcher=slurm`: what sbatch is given, arrays and ranks, time limits, faults; by programs that stand in for Slurm's."""
+"""`launcher=slurm`: what sbatch is given, arrays and ranks, time limits, faults; on a Slurm of one machine."""
 
 import os
 import shutil
@@ -183,10 +183,10 @@ def test_refusals_are_one_line(slurm: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ValueError, match=r"^tokens is done by one process: .*tokens.engine=ray"):
         launch([MADE], "launcher.nodes=2", step="tokens")
     (slurm / "programs/sbatch").write_text("#!/bin/sh\necho no such partition >&2\nexit 1\n")
-    with pytest.raises(ValueError, match="^sbatch refuses the job: no such partition$"):
+    with pytest.raises(ValueError, match=r"^sbatch refuses the job: no such partition$"):
         launch([MADE])
     monkeypatch.setenv("PATH", str(Path(shutil.which("sh") or "/bin/sh").parent / "nowhere"))
-    with pytest.raises(ValueError, match="^launcher=slurm: there is no `srun` here"):
+    with pytest.raises(ValueError, match=r"^launcher=slurm: there is no `srun` here"):
         launch([MADE])
 
 
