@@ -3,20 +3,20 @@
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import made_jobs
 import pytest
+from made_jobs import Scripted
 from made_slurm import flags, make_slurm
 from omegaconf import OmegaConf
 
 from omnigram.train.cli import main
 from omnigram.train.compose import build, compose_config
-from omnigram.train.launching import Job, Launcher, jobs_of
+from omnigram.train.launching import Launcher, jobs_of
 
 pytest.importorskip("submitit", reason="needs omnigram[cluster]")
 
@@ -37,17 +37,6 @@ time.sleep(60)
 """
 
 
-@dataclass(frozen=True)
-class Scripted(Job):
-    """A job whose command is a few lines of Python."""
-
-    script: str = ""
-
-    @property
-    def command(self) -> list[str]:
-        return [sys.executable, "-c", self.script]
-
-
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "slurm"
@@ -60,9 +49,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def launch(scripts: Sequence[str], *overrides: str, step: str = "evaluate") -> list[str]:
-    config = compose_config(["launcher=slurm", "launcher.poll_s=0.1", *overrides])
-    jobs = [Scripted(step, (f"seed={number}",), config, script) for number, script in enumerate(scripts)]
-    return [str(path) for path in build(config, "launcher", Launcher).launch(jobs)]
+    return made_jobs.launch(scripts, ["launcher=slurm", "launcher.poll_s=0.1", *overrides], step)
 
 
 def sbatch_calls(slurm: Path) -> int:
@@ -154,8 +141,6 @@ def test_an_interruption_leaves_the_jobs_and_the_same_command_follows_them(
             launch([slow])
     assert "the jobs go on: `squeue -j 100` lists them, `tail -f " in capsys.readouterr().err
     Path("go").touch()
-    until(lambda: (slurm / "100.state").read_text() == "RUNNING" or True)
-    (slurm / "100.state").write_text("RUNNING")
     assert launch([slow]) == ["runs/slow"]
     assert sbatch_calls(slurm) == 1
     assert "these jobs are there already" in capsys.readouterr().err
