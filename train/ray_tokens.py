@@ -60,8 +60,8 @@ class RayEngine:
         if not shards:
             return
         here = replace(work, source=work.source.absolute(), folder=work.folder.absolute())
-        # Ray tells of workers that died on stdout, where only the folder of tokens belongs
-        with contextlib.redirect_stdout(sys.stderr), self._cluster() as gpu:
+        # on stdout, where only the folder of tokens belongs, Ray tells of workers that died or that it ended itself
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), self._cluster() as gpu:
             rows = [{"shard": json.dumps(dict(shard))} for shard in shards]
             encoded = self.ray.data.from_items(rows, override_num_blocks=len(rows)).map(
                 EncodeShard,  # pyright: ignore[reportArgumentType] - Ray makes one in each worker
@@ -111,7 +111,8 @@ class EncodeShard:
 
         torch.set_flush_denormal(True)
         self.work = work
-        self.encoder: DocumentEncoder = ray.get(encoder).to(device)
+        held: Any = ray.get(encoder)
+        self.encoder: DocumentEncoder = held.to(device)
 
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
         try:
