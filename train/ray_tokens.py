@@ -80,12 +80,16 @@ class RayEngine:
     @contextlib.contextmanager
     def _cluster(self) -> Iterator[bool]:
         """A connection to the cluster; whether its workers get a GPU each."""
-        with _silent():
-            self.ray.init(
-                include_dashboard=None if "RAY_ADDRESS" in os.environ else False,  # else Ray starts one
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+        dashboard = None if "RAY_ADDRESS" in os.environ else False  # else Ray starts one
+        try:
+            with _silent():
+                self.ray.init(include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:  # Ray raises just that where a busy machine needs more than its 30 seconds
+            self.ray.shutdown()
+            raise ConnectionError(
+                f"Ray does not start ({' '.join(str(error).split())}): run the same command again, "
+                "or set tokens.engine=local"
+            ) from error
         try:
             context = self.ray.data.DataContext.get_current()
             context.enable_progress_bars = context.print_on_execution_start = False  # the bar is ours
