@@ -67,6 +67,11 @@ class DocumentEncoder:
         self.batch_size, self.workers = batch_size, workers
         _ = fitting.buckets  # said before anything is read
 
+    def to(self, device: torch.device | str) -> "DocumentEncoder":
+        """The same, with its image tokenizer on `device`; a module is moved, not copied."""
+        image = self.image.to(device) if isinstance(self.image, torch.nn.Module) else self.image
+        return DocumentEncoder(self.text, image, self.fitting, self.batch_size, self.workers, device)
+
     def encode(
         self, documents: Iterable[Document], advance: Callable[[int], object] = lambda _: None
     ) -> list[TokenDocument]:

@@ -130,7 +130,7 @@ def requirements(*extras: str) -> dict[str, Requirement]:
 
 def test_dependencies_are_what_is_imported() -> None:
     distributions = packages_distributions()
-    declared = set(requirements("pictures", "evaluation", "wandb"))
+    declared = set(requirements("pictures", "evaluation", "wandb", "ray", "cluster"))
     for path in FILES:
         for module, level in imports(path):
             names = {canonicalize_name(name) for name in distributions.get(module.partition(".")[0], ())}
@@ -144,7 +144,7 @@ def test_no_dependency_is_idle() -> None:
     for module, names in packages_distributions().items():
         for name in names:
             modules.setdefault(canonicalize_name(name), set()).add(module)
-    for name in requirements("pictures", "evaluation"):
+    for name in requirements("pictures", "evaluation", "ray", "cluster"):
         known = modules.get(name, set()) | {name.replace("-", "_")}  # packages of data alone are named by their folder
         assert any(re.search(rf"\b{re.escape(module)}\b", code) for module in known), f"nothing reads {name}"
 
@@ -152,7 +152,9 @@ def test_no_dependency_is_idle() -> None:
 def test_every_requirement_is_pinned_within_its_bounds() -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
-    for name, requirement in requirements("pictures", "evaluation", "notebook", "test", "check").items():
+    for name, requirement in requirements(
+        "pictures", "evaluation", "notebook", "ray", "cluster", "test", "check"
+    ).items():
         assert Version(pins[name]) in requirement.specifier, name
     assert all(Version(version).local is None for version in pins.values()), "local builds are of one machine alone"
 

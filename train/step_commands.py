@@ -1,9 +1,7 @@
 """The steps of the road, `omnigram data` to `evaluate`, for every combination of overrides; and `omnigram sweep`."""
 
 import argparse
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from importlib import import_module
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +10,7 @@ if TYPE_CHECKING:
 
 SWEEP = "model=nano,micro,small"  # where no model is named
 SWEEPS = Path("runs/sweep")
-MEASURING = ("evaluate.run=", "device=", "threads=", "evaluation.")  # what `evaluate` takes
+MEASURING = ("evaluate.run=", "device=", "threads=", "evaluation.", "launcher")  # what `evaluate` takes
 
 Add = Callable[[str, str, Sequence[str], Callable[[argparse.Namespace], int]], argparse.ArgumentParser]
 
@@ -38,13 +36,19 @@ STEPS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
         "tokens",
         "make_tokens",
         "shards and tokenizers -> shards of tokens",
-        ("", "data=folder data.source.path=/my/pictures data.name=mine"),
+        ("", "data=folder data.source.path=/my/pictures data.name=mine", "tokens.engine=ray"),
     ),
     "pretrain": (
         "pretrain",
         "pretrain",
         "tokens -> a trained decoder, with its export and a page of samples",
-        ("", "model=micro trainer.max_steps=200", "experiment=tiny", "-m model=nano,micro seed=0,1"),
+        (
+            "",
+            "model=micro trainer.max_steps=200",
+            "experiment=tiny",
+            "-m model=nano,micro seed=0,1",
+            "-m model=nano,micro launcher=slurm launcher.gpus_per_node=1",
+        ),
     ),
     "evaluate": (
         "evaluate",
@@ -76,7 +80,6 @@ def run_step(options: argparse.Namespace) -> int:
     """One of the five steps, for every combination of the overrides."""
     from .compose import compose_each
 
-    module, function, _, _ = STEPS[options.command]
     combinations = compose_each(options.overrides, options.multirun)
     if options.show_config:
         return _show(config for _, config in combinations)
@@ -86,16 +89,21 @@ def run_step(options: argparse.Namespace) -> int:
                 raise ValueError(
                     f"{override} has no effect on a run that is finished: `evaluate` takes {', '.join(MEASURING)}…"
                 )
-    from .world import is_first
+    for made in _launched(options.command, combinations):
+        from .world import is_first  # late, for a launcher alone needs no torch
 
-    step = getattr(import_module(f".{module}", __package__), function)
-    for overrides, config in combinations:
-        if options.multirun:
-            print(f"omnigram {options.command} {' '.join(overrides)}", file=sys.stderr)
-        made = step(config)
-        if isinstance(made, Path) and is_first():
+        if is_first():
             print(made, flush=True)
     return 0
+
+
+def _launched(step: str, combinations: "Sequence[tuple[list[str], DictConfig]]") -> "Iterator[Path]":
+    """The folders that the combinations of a step make, each run as `launcher` says."""
+    from .compose import build
+    from .launching import Launcher, jobs_of
+
+    jobs = jobs_of(step, combinations)
+    return build(jobs[0].config, "launcher", Launcher).launch(jobs)
 
 
 def run_sweep(options: argparse.Namespace) -> int:
@@ -113,16 +121,16 @@ def run_sweep(options: argparse.Namespace) -> int:
             )
     if options.show_config:
         return _show(config for _, config in combinations)
+    if not first.launcher.get("wait", True):
+        raise ValueError(
+            "a sweep compares its runs at the end: leave out launcher.wait=, or run `omnigram pretrain -m`"
+        )
     from ..data.artefact import identity
-    from .pretrain import pretrain
     from .runs import point_latest
     from .sweep import summarise_sweep
     from .world import is_first
 
-    runs: list[Path] = []
-    for overrides, config in combinations:
-        print(f"omnigram pretrain {' '.join(overrides)}", file=sys.stderr)
-        runs.append(pretrain(config))
+    runs = list(_launched("pretrain", combinations))
     if not is_first():
         return 0
     folder = summarise_sweep(runs, SWEEPS / identity([run.name for run in runs])[:8])

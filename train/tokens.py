@@ -1,14 +1,15 @@
 """`make tokens`: shards + tokenizers -> token shards, `datasets/<name>-<identity of the tokenizers>/`.
 
 1. the tokenizers of a run, `text.model` and `image/`; with how pictures are fitted they name the folder
-2. one output shard for each input shard: same number, same samples, same order; after a stop finished ones are kept
+2. one output shard for each input shard: same number, same samples, same order; after a stop finished ones are kept;
+   in this process, or by workers on Ray (`tokens.engine`), with the same bytes
 3. vocabulary.json, and dataset.json last: a folder without it is no data set yet
 """
 
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,25 +19,20 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..data.artefact import (
-    FolderLock,
-    atomic_write,
-    atomic_write_json,
-    file_sha256,
-    identity,
-    provenance,
-    remove_partials,
-)
-from ..data.document import Document, TokenDocument
+from ..data.artefact import FolderLock, atomic_write, atomic_write_json, identity, provenance, remove_partials
 from ..data.encoding import DocumentEncoder
 from ..data.fitting import Fitting
 from ..data.record import DATASET, DOCUMENTS, FORMAT_VERSION, TOKENS, VOCABULARY, read_record
-from ..data.shards import RECORDS, ShardError, parse_sample, read_samples, write_shard
+from ..data.shards import RECORDS
 from ..model.codec import Codec
-from ..tokenizers.vocabulary import TEXT
 from .machine import choose_device
 from .shards import make_shards
+from .token_shards import Advance, Shard, ShardWork, each_shard
 from .tokenizer import read_tokenizers, tokenizer_run
+
+LOCAL, RAY = ENGINES = ("local", "ray")
+# the records of all shards, in any order, each when its shard is there
+Engine = Callable[[ShardWork, Sequence[Shard], DocumentEncoder, Advance], Iterable[dict[str, Any]]]
 
 
 def make_tokens(config: DictConfig) -> Path:
@@ -48,8 +44,10 @@ def make_tokens(config: DictConfig) -> Path:
         OSError: another run works in the folder, the disk is full or not writable.
     """
     options = config.tokens
+    engine = make_engine(config)
     folder = tokenizer_run(config)
-    device = choose_device(options.device, "tokens.device")
+    # workers of Ray move the tokenizers to a device of their own
+    device = "cpu" if options.engine == RAY else choose_device(options.device, "tokens.device")
     codec = read_tokenizers(folder, device)
     return write_tokens(
         make_shards(config),
@@ -58,7 +56,20 @@ def make_tokens(config: DictConfig) -> Path:
         batch_size=int(options.batch_size),
         workers=int(options.workers),
         device=device,
+        engine=engine,
     )
+
+
+def make_engine(config: DictConfig) -> Engine:
+    """What carries the shards out, as `tokens.engine` says. ValueError where there is no such engine."""
+    options = config.tokens
+    if options.engine not in ENGINES:
+        raise ValueError(f"tokens.engine={options.engine!r} is unknown: choose of {', '.join(ENGINES)}")
+    if options.engine == LOCAL:
+        return each_shard
+    from .ray_tokens import RayEngine
+
+    return RayEngine(options.device, options.processes)
 
 
 def fitting_of(codec: Codec, resolution: int, max_ratio: float) -> Fitting:
@@ -88,6 +99,7 @@ def write_tokens(
     batch_size: int = 64,
     workers: int = 2,
     device: torch.device | str = "cpu",
+    engine: Engine = each_shard,
     console: Console | None = None,
 ) -> Path:
     """`make_tokens` with the tokenizers at hand. The folder of tokens stands beside `source`."""
@@ -111,7 +123,7 @@ def write_tokens(
     with FolderLock(folder):
         if _finished(folder, made_from):  # by the run that held the lock
             return folder
-        splits = _write(source, folder, documents["splits"], encoder, identity(made_from), console)
+        splits = _write(source, folder, documents["splits"], encoder, identity(made_from), engine, console)
         atomic_write(folder / VOCABULARY, vocabulary.to_json() + "\n")
         contents = {split: [(s["file"], s["sha256"]) for s in entry["shards"]] for split, entry in splits.items()}
         record = {
@@ -154,6 +166,7 @@ def _write(
     splits: Mapping[str, Mapping[str, Any]],
     encoder: DocumentEncoder,
     request: str,
+    engine: Engine,
     console: Console,
 ) -> dict[str, dict[str, Any]]:
     """What dataset.json says of each split, once its shards are written."""
@@ -162,74 +175,19 @@ def _write(
     remove_partials(folder / RECORDS)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     times = (TimeElapsedColumn(), TextColumn("estimate"), TimeRemainingColumn(elapsed_when_finished=True))
-    told: dict[str, dict[str, Any]] = {}
+    work = ShardWork(source, folder, request)
+    shards = [shard for entry in splits.values() for shard in entry["shards"]]
     with Progress(*columns, *times, console=console) as progress:
         task = progress.add_task("tokens", total=sum(entry["documents"] for entry in splits.values()))
-        for split, entry in splits.items():
-            shards: list[dict[str, Any]] = []
-            for shard in entry["shards"]:
-                record = _kept(folder, shard["file"], request)
-                if record is None:
-                    path = source / shard["file"]
-                    try:
-                        documents = encoder.encode(_documents(path, shard), lambda count: progress.advance(task, count))
-                    except ShardError:
-                        raise
-                    except ValueError as error:
-                        raise ShardError(f"{path}: {error}") from None
-                    record = _write_shard(folder, shard["file"], documents, request)
-                else:
-                    progress.advance(task, shard["documents"])
-                shards.append(record)
-            told[split] = _split(shards)
+        records = engine(work, shards, encoder, lambda count: progress.advance(task, count))
+        of_file = {record["file"]: record for record in records}
+    remove_partials(folder)  # of workers that died
+    told = {split: _split([of_file[shard["file"]] for shard in entry["shards"]]) for split, entry in splits.items()}
     expected = {shard["file"] for entry in told.values() for shard in entry["shards"]}
     for stray in folder.glob("*.tar"):  # of an earlier making of the data set that was stopped
         if stray.name not in expected:
             stray.unlink()
     return told
-
-
-def _documents(path: Path, shard: Mapping[str, Any]) -> Iterator[Document]:
-    """The documents of an input shard, one at a time; ShardError when it is not the one that dataset.json describes."""
-    if path.exists() and file_sha256(path) != shard["sha256"]:
-        raise ShardError(f"{path} is not the shard that {path.parent / DATASET} describes: make the data set again")
-    for key, members in read_samples(path):
-        document = parse_sample(key, members, str(path))
-        if not isinstance(document, Document):
-            raise ShardError(f"{path}: sample {key!r} is tokens already")
-        yield document
-
-
-def _write_shard(folder: Path, file: str, documents: Sequence[TokenDocument], request: str) -> dict[str, Any]:
-    path = write_shard(folder / file, documents)
-    codes, grids = Counter[str](), Counter[str]()
-    for document in documents:
-        for segment in document.segments:
-            codes[segment.modality] += segment.codes.size
-            if segment.modality != TEXT:
-                grids["x".join(map(str, segment.codes.shape))] += 1
-    record = {
-        "file": file,
-        "documents": len(documents),
-        "bytes": path.stat().st_size,
-        "sha256": file_sha256(path),
-        "codes": dict(sorted(codes.items())),
-        "grids": dict(sorted(grids.items())),
-    }
-    atomic_write_json(folder / RECORDS / f"{file}.json", {**record, "request": request})
-    return record
-
-
-def _kept(folder: Path, file: str, request: str) -> dict[str, Any] | None:
-    """The record of a shard that an earlier run finished for the same request; None where it has to be made."""
-    try:
-        record = json.loads((folder / RECORDS / f"{file}.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    path = folder / file
-    if record.pop("request", None) != request or not path.exists() or file_sha256(path) != record["sha256"]:
-        return None
-    return record
 
 
 def _split(shards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

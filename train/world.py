@@ -113,8 +113,11 @@ def join_world(device: torch.device, tensor: int = 1) -> World:
 
     ValueError for more processes on a machine than it has GPUs, or a number that groups of `tensor` do not divide.
     """
-    environments = (TorchElasticEnvironment, SLURMEnvironment)
-    environment = next((kind() for kind in environments if kind.detect()), None)
+    environment = None
+    if TorchElasticEnvironment.detect():
+        environment = TorchElasticEnvironment()
+    elif SLURMEnvironment.detect():
+        environment = SLURMEnvironment(auto_requeue=False)  # which the exit code asks for
     size = 1 if environment is None else environment.world_size()
     if size % tensor:
         raise ValueError(f"{size} processes do not come in groups of trainer.tensor_parallel={tensor}: start others")

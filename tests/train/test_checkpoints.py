@@ -26,6 +26,8 @@ class Numbered(NamedTuple):
 class Module(StepModule):
     """Four weights that one optimizer moves by the number of the step, and a large buffer."""
 
+    large: Tensor
+
     def __init__(self, width: int = 4) -> None:
         super().__init__()
         self.automatic_optimization = False

@@ -70,7 +70,9 @@ class Gradients(Callback):
     def __init__(self) -> None:
         self.found: dict[str, Tensor] = {}
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         assert isinstance(pl_module, Pretraining)
         for name, parameter in pl_module.model.named_parameters():
             grad = parameter.grad

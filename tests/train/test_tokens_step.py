@@ -29,7 +29,7 @@ from omnigram.tokenizers.pixel_tokenizer import PixelTokenizer
 from omnigram.tokenizers.quantizer import QuantizerConfig
 from omnigram.tokenizers.text import TextTokenizer
 from omnigram.tokenizers.vocabulary import Vocabulary
-from omnigram.train import tokens
+from omnigram.train import token_shards, tokens
 from omnigram.train.tokens import make_tokens, write_tokens
 
 QUIET = Console(file=io.StringIO())
@@ -168,7 +168,7 @@ def test_a_stopped_run_goes_on_behind_its_finished_shards(
     folder: Path, text: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     whole = write(folder, text).rename(tmp_path / "whole")
-    original, written = tokens.write_shard, list[str]()
+    original, written = token_shards.write_shard, list[str]()
 
     def write_some(path: Path, documents: list) -> Path:
         if len(written) == after:
@@ -177,7 +177,7 @@ def test_a_stopped_run_goes_on_behind_its_finished_shards(
         return original(path, documents)
 
     with monkeypatch.context() as patched:
-        patched.setattr(tokens, "write_shard", write_some)
+        patched.setattr(token_shards, "write_shard", write_some)
         with pytest.raises(KeyboardInterrupt):
             write(folder, text)
     (stopped,) = folder.parent.glob("shades-*")
@@ -271,6 +271,8 @@ def test_the_step_reads_a_tokenizer_run(
         "batch_size": 8,
         "workers": 1,
         "device": "cpu",
+        "engine": "local",
+        "processes": None,
     }
     config = OmegaConf.create({"data": {"folder": str(folder)}, "tokens": options, "model": {}})
     with pytest.raises(FileNotFoundError, match=r"text.model is missing: train the tokenizers first"):

@@ -1,0 +1,146 @@
+"""`launcher=local`: processes of this machine, in turn or side by side, alone or as ranks; how they end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import made_jobs
+import pytest
+from made_road import command, draw_pictures, overrides
+
+from omnigram.train.local_jobs import LocalLauncher
+
+# counts the jobs that run beside it, of which it waits for some; the made folder is the last line
+BESIDE = """
+import pathlib, time
+mine = pathlib.Path('beside-{number}')
+mine.touch()
+end = time.monotonic() + 60
+while (most := len(list(pathlib.Path().glob('beside-*')))) < {wanted} and time.monotonic() < end:
+    time.sleep(.02)
+print('note')
+print('runs/' + str(most))
+if {wanted} == 1:
+    time.sleep(.3)
+    mine.unlink()
+"""
+RANKS = """
+import json, os, pathlib
+names = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT', 'TORCHELASTIC_RUN_ID')
+pathlib.Path('rank-' + os.environ.get('RANK', 'none')).write_text(json.dumps([os.environ.get(n) for n in names]))
+print('runs/' + os.environ.get('RANK', 'none'))
+"""
+# a launcher with one job that tells by which signal it was ended
+ENDED = """
+import sys
+sys.path.insert(0, {tests!r})
+from made_jobs import launch
+from omnigram.train import cli, step_commands
+script = '''
+import pathlib, signal, sys, time
+def end(number, frame):
+    pathlib.Path('ended').write_text(str(number))
+    sys.exit(75)
+signal.signal(signal.SIGTERM, end)
+signal.signal(signal.SIGINT, end)
+pathlib.Path('started').touch()
+time.sleep(60)
+'''
+step_commands._launched = lambda *_: launch([script], ["launcher=local"])
+sys.exit(cli.main(["evaluate"]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def launch(scripts: list[str], *overrides: str, step: str = "evaluate") -> list[str]:
+    return made_jobs.launch(scripts, ["launcher=local", *overrides], step)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2])
+def test_as_many_at_a_time_as_asked(at_a_time: int, capsys: pytest.CaptureFixture[str]) -> None:
+    scripts = [BESIDE.format(number=number, wanted=at_a_time if number < 2 else 1) for number in range(3)]
+    made = launch(scripts, f"launcher.array_parallelism={at_a_time}")
+    assert made[:2] == [f"runs/{at_a_time}"] * 2
+    told = capsys.readouterr().err.splitlines()
+    assert [line for line in told if ": done" in line and "seed=1" in line]
+    assert [line for line in told if "seed=2: waiting" in line]
+
+
+def test_ranks_know_one_another() -> None:
+    assert launch([RANKS], "launcher.tasks_per_node=2", step="pretrain") == ["runs/0"]
+    first, second = (json.loads(Path(f"rank-{rank}").read_text()) for rank in range(2))
+    assert [first[:4], second[:4]] == [["0", "0", "2", "127.0.0.1"], ["1", "1", "2", "127.0.0.1"]]
+    assert first[4:] == second[4:]
+    assert int(first[4]) > 0
+    assert json.loads(Path("rank-none").read_text())[0] is None  # the tokens before them, by one process
+
+
+def test_one_that_fails_leaves_the_others_their_turn(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=r"1 of 3 jobs failed: omnigram evaluate seed=1: no room \(see runs/jobs/eval"):
+        launch(["print('runs/a')", "import sys; sys.exit('no room')", "print('runs/c')"])
+    assert "omnigram evaluate seed=2: done" in capsys.readouterr().err
+
+
+def test_a_rank_that_fails_ends_the_others() -> None:
+    script = "import os, sys, time\nif os.environ.get('RANK') == '0': time.sleep(60)\nsys.exit(os.environ.get('RANK'))"
+    before = time.monotonic()
+    with pytest.raises(ValueError, match=r"the job failed: omnigram pretrain seed=0"):
+        launch([script], "launcher.tasks_per_node=2", step="pretrain")
+    assert time.monotonic() - before < 50
+
+
+def test_each_job_has_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    launcher = LocalLauncher(2, 1, 2, "runs/jobs")
+    assert [launcher._environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["0,1", "2,3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    assert launcher._environment(0)["CUDA_VISIBLE_DEVICES"] == "4,5"
+    with pytest.raises(ValueError, match=r"CUDA_VISIBLE_DEVICES=4,5,6: lower launcher.array_parallelism"):
+        launcher._environment(1)
+    assert LocalLauncher(1, 1, 0, "runs/jobs")._environment(0)["CUDA_VISIBLE_DEVICES"] == "4,5,6"
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "told"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 75, "terminated")]
+)
+def test_jobs_end_with_the_launcher_as_it_does(sent: signal.Signals, code: int, told: str) -> None:
+    script = ENDED.format(tests=str(Path(__file__).parent))
+    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) as launcher:
+        while not Path("started").exists():
+            assert launcher.poll() is None, launcher.communicate()
+            time.sleep(0.05)
+        launcher.send_signal(sent)
+        _, err = launcher.communicate(timeout=60)
+    assert launcher.returncode == code
+    assert Path("ended").read_text() == str(int(sent))
+    assert err.splitlines()[-1] == f"omnigram: {told}; the same command goes on from here"
+
+
+def test_the_real_steps_and_what_they_share() -> None:
+    """Two tokenizers at once on one data set, which is made before them; as inline, but for where the output goes."""
+    pictures = draw_pictures(Path("pictures"))
+    settings = [*overrides(pictures), "tokenizer.trainer.max_steps=2", "-m", "seed=0,1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def run(*more: str) -> Any:
+        line = command("tokenizer", [*settings, *more])
+        return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+    done = run("launcher=local", "launcher.array_parallelism=2")
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    for number, folder in enumerate((first, second)):
+        assert json.loads((Path(folder) / "metrics.json").read_text())["seed"] == number
+    lines = done.stderr.splitlines()
+    assert "omnigram data experiment=tiny" in lines[0]
+    assert [line for line in lines if "seed=1: running" in line]
+    assert run().stdout.splitlines() == [first, second]
