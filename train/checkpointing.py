@@ -30,6 +30,9 @@ class StepModule(LightningModule):
             self.register_buffer(name, torch.zeros((), dtype=torch.int64))
         self.register_buffer("seconds", torch.zeros((), dtype=torch.float64))
         self.data_state: dict[str, Any] | None = None  # of the data after the last step; None at the start
+        self.shown: dict[str, float] = {}  # numbers for the terminal
+        self.watched: dict[str, torch.Tensor] = {}  # scalars of the last step, detached: what alarms look at
+        self.codes: torch.Tensor | None = None  # ids of codes that the last step made, of an image tokenizer
 
     @property
     def step(self) -> int:

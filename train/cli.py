@@ -17,6 +17,7 @@ from types import FrameType
 from typing import NoReturn
 
 from .plan_command import add_plan_command
+from .report_command import add_report_command
 from .step_commands import STEPS, add_step_commands
 from .termination import REQUEUE, Terminated
 
@@ -158,6 +159,7 @@ def make_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     add_words_commands(add)
     add_conversion_commands(add)
     add_plan_command(add)
+    add_report_command(add)
     checked = add("validate", "check a data set, or one shard, against docs/data-format.md", ("datasets/emoji",), check)
     checked.add_argument("path", metavar="PATH", help="folder of a data set, or a .tar file")
     add("version", "the version of this program and of what it stands on", ("",), tell_versions)

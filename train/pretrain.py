@@ -29,14 +29,20 @@ from ..model.decoder import OmnigramForCausalLM
 from ..model.generation.choice import Sampling
 from ..model.size import flops_per_token
 from ..model.stored_decoder import read_decoder
+from .alarms import Alarms, pretraining_rules
+from .batch_counts import TokenCounts
 from .checkpointing import Checkpoints, Steps, load_step
 from .compose import build
 from .heldout import HeldOut
+from .incidents import Incidents
 from .machine import check_compiler, fit, make_trainer, prepare
+from .out_of_memory import memory_advice, training_advice
 from .pretrain_metrics import EvaluationSettings, evaluate_pretraining
 from .pretraining import Pretraining, softmax_partitions
 from .progress import TrainingProgress
+from .report import REPORT, Reports, write_report
 from .runs import Run, open_run, write_config
+from .telemetry import Telemetry
 from .tokenizer import named_tokenizers, read_tokenizers, tokenizer_run
 from .tokens import make_tokens
 
@@ -71,18 +77,21 @@ def pretrain(config: DictConfig) -> Path:
             return run.folder
         write_config(run, OmegaConf.to_yaml(config, resolve=True))
         codec = read_tokenizers(tokenizer_run(config), device)
-        module = _train(run, config, decoder, tokens, codec)
+        module, telemetry = _train(run, config, decoder, tokens, codec)
         if not (run.folder / EXPORT).exists():
             with publish_folder(run.folder / EXPORT) as partial:
                 bundle(module.model, tokens, codec, config).save_pretrained(partial)
         measured = measure(run.folder, folder, config)
-        run.finish({**measured, **_training_numbers(module), "model": model_name, "seed": config.seed})
+        numbers = {**measured, **_training_numbers(module, telemetry), "model": model_name, "seed": config.seed}
+        write_report(run.folder, numbers)
+        run.finish(numbers)
         console = Console(stderr=True)
-        console.print(f"{run.folder}: see {run.folder / 'samples.png'}", highlight=False, soft_wrap=True)
+        shown = f"{run.folder / 'samples.png'} and {run.folder / REPORT}"
+        console.print(f"{run.folder}: see {shown}", highlight=False, soft_wrap=True)
     return run.folder
 
 
-def _training_numbers(module: Pretraining) -> dict[str, Any]:
+def _training_numbers(module: Pretraining, telemetry: Telemetry) -> dict[str, Any]:
     """What the training cost, from its start, the stops left out."""
     assert module.data_state is not None
     seconds, seen = float(module.seconds), Seen(**module.data_state["seen"])
@@ -96,13 +105,17 @@ def _training_numbers(module: Pretraining) -> dict[str, Any]:
         "train_flops": flops * seen.tokens,
         "train_seconds": round(seconds, 1),
         "tokens_per_second": round(seen.tokens / seconds, 1),
+        "steps_skipped": int(module.steps_skipped),
+        "pad_share": round(1 - seen.fill, 5),
+        **telemetry.metrics(),
     }
 
 
 def measure(run: Path, tokens: Path, config: DictConfig) -> dict[str, Any]:
     """The numbers of an export on the held-out splits of its tokens, and the pages of samples beside it."""
     model = Omnigram.from_pretrained(run / EXPORT, device=prepare(config))
-    return evaluate_pretraining(model, tokens, EvaluationSettings(**config.evaluation), out=run)
+    with memory_advice(f"lower evaluation.batch_size={config.evaluation.batch_size}"):
+        return evaluate_pretraining(model, tokens, EvaluationSettings(**config.evaluation), out=run)
 
 
 def start_of(config: DictConfig) -> Path | None:
@@ -234,7 +247,9 @@ class _Batches(IterableDataset[PackedBatch]):
         yield from Loader(self.tokens, self.tokens.grammar(), options, state=self.module.data_state)
 
 
-def _train(run: Run, config: DictConfig, decoder: OmnigramConfig, tokens: TokenDataset, codec: Codec) -> Pretraining:
+def _train(
+    run: Run, config: DictConfig, decoder: OmnigramConfig, tokens: TokenDataset, codec: Codec
+) -> tuple[Pretraining, Telemetry]:
     """Train to the last step, from the newest checkpoint on."""
     torch.manual_seed(config.seed)
     start = start_of(config)
@@ -249,20 +264,31 @@ def _train(run: Run, config: DictConfig, decoder: OmnigramConfig, tokens: TokenD
             "pip install 'omnigram[flash]', or set model.attn_implementation=sdpa"
         ) from None
     module = Pretraining(model, tokens.vocabulary, config)
+    counts = TokenCounts(tokens.vocabulary, decoder, module.partitions)
+    telemetry = Telemetry(counts, config.trainer.log_every_n_steps)
     checkpoint, steps = run.newest_checkpoint(), config.trainer.max_steps
     if checkpoint is not None and load_step(checkpoint) >= steps:
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
         module.load_state_dict(saved["state_dict"])
         module.on_load_checkpoint(saved)
-        return module
+        telemetry.load_state_dict(saved["callbacks"].get(telemetry.state_key))
+        return module, telemetry
+    incidents = Incidents(run.folder, load_step(checkpoint))
     callbacks: list[Callback] = [
         Steps(config.seed),
+        telemetry,
+        incidents,
+        Alarms(pretraining_rules(), incidents),
         TrainingProgress("pre-training", steps),
         HeldOut(tokens, lambda model: bundle(model, tokens, codec, config), run.folder, config),
+        Reports(run.folder, config.trainer.validate_every_n_steps),
         Checkpoints(run.checkpoints, config.trainer.checkpoint_every_n_steps, steps),
     ]
     if config.trainer.compile:
         model.model.compile(dynamic=False)
     trainer = make_trainer(config, run, callbacks, load_step(checkpoint))
-    fit(trainer, module, DataLoader(_Batches(tokens, config, module), batch_size=None), checkpoint)
-    return module
+    batches = DataLoader(telemetry.timed(_Batches(tokens, config, module)), batch_size=None)
+    mixed = str(trainer.precision).startswith("bf16")
+    with memory_advice(lambda: training_advice(config, decoder, trainer.strategy.root_device, mixed)):
+        fit(trainer, module, batches, checkpoint)
+    return module, telemetry

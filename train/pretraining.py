@@ -6,7 +6,6 @@ Dimensions: R rows, T length of a row.
 """
 
 import math
-import time
 from typing import Any
 
 import torch
@@ -47,9 +46,6 @@ class Pretraining(StepModule):
         self.automatic_optimization = False
         self.model, self.vocabulary, self.config = model, vocabulary, config
         self.partitions = softmax_partitions(vocabulary) if config.loss.partitioned else None
-        self.shown: dict[str, float] = {}
-        self._clock: tuple[float, int] | None = None  # time and tokens since the last point of the curves
-        self._tokens = 0
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         return build_optimizers(self.model, self.config.optimizer, self.device)
@@ -81,25 +77,19 @@ class Pretraining(StepModule):
         if self.may_update(named_rates(settings), loss=parts.loss, gradient=length):
             for optimizer in optimizers:
                 optimizer.step()
-        self._tokens += batch.num_tokens
+        # log Z stands for the norm of the outputs, which grows before a run diverges (Chameleon, section 2.2)
+        log_z = (parts.z / parts.weight.clamp_min(1e-6)).sqrt()
+        self.watched = {"loss": parts.nats / parts.weight.clamp_min(1e-6), "gradient_norm": length, "log_z": log_z}
         if self.step % self.config.trainer.log_every_n_steps == 0:
-            self._log(batch, parts, float(length), learning_rates(optimizers))
+            self._log(batch, parts, learning_rates(optimizers))
 
-    def _log(self, batch: PackedBatch, parts: LossParts, gradient: float, rates: dict[str, float]) -> None:
-        now = time.monotonic()
+    def _log(self, batch: PackedBatch, parts: LossParts, rates: dict[str, float]) -> None:
         bits = bits_by_modality(batch, parts, self.vocabulary)
         values: dict[str, Any] = {f"train/bits_{name}": float(values.mean()) for name, values in bits.items()}
-        values |= {
-            "train/loss": float(parts.nats / parts.weight.clamp_min(1e-6)),
-            "train/gradient_norm": gradient,
-            "train/steps_skipped": float(self.steps_skipped),
-        }
+        values |= {f"train/{name}": float(value) for name, value in self.watched.items()}
+        values["train/steps_skipped"] = float(self.steps_skipped)
         values |= {f"train/{name}": rate for name, rate in rates.items()}
-        if self._clock is not None:
-            speed = (self._tokens - self._clock[1]) / (now - self._clock[0])
-            values["train/tokens_per_second"] = speed
-            self.shown = {"loss": values["train/loss"], "tokens/s": speed}
-        self._clock = (now, self._tokens)
+        self.shown["loss"] = values["train/loss"]
         for logger in self.loggers:
             logger.log_metrics(values, step=self.step + 1)
 
