@@ -35,25 +35,25 @@ class Rule(Protocol):
 
 
 class Spike:
-    """Each of the last three values is far above the hundred before them, or one of them is out of all proportion.
+    """The median of the last five values is far above the hundred before them, or one is out of all proportion.
 
     deviations: how many deviations above the median are far; a deviation is 1.4826 MAD, and at least 2 % of the median.
-    proportion: how many times the median a single value has to be; None looks at three in a row alone.
+    proportion: how many times the median a single value has to be; None looks at five together alone.
     """
 
-    SUSTAINED, LEAST_DEVIATION, CALM = 3, 0.02, 20
+    TOGETHER, LEAST_DEVIATION, CALM = 5, 0.02, 20
 
-    def __init__(self, name: str, deviations: float = 5.0, proportion: float | None = None) -> None:
+    def __init__(self, name: str, deviations: float = 4.0, proportion: float | None = None) -> None:
         self.name, self.deviations, self.proportion = name, deviations, proportion
         self._usual: deque[float] = deque(maxlen=WINDOW)
-        self._last: deque[float] = deque(maxlen=self.SUSTAINED)
+        self._last: deque[float] = deque(maxlen=self.TOGETHER)
         self._calm = self.CALM  # steps since the last one that was too high, up to CALM
         self._since = 0  # steps since the episode began
 
     def see(self, value: float) -> str | None:
         if not math.isfinite(value):
             return None  # such a step is left out, and told as that
-        if len(self._last) == self.SUSTAINED and self._calm >= self.CALM:
+        if len(self._last) == self.TOGETHER and self._calm >= self.CALM:
             self._usual.append(self._last[0])  # an episode is not usual
         self._last.append(value)
         if len(self._usual) < WINDOW:
@@ -63,10 +63,11 @@ class Spike:
         bar = middle + self.deviations * max(spread, self.LEAST_DEVIATION * abs(middle))
         alone = self.proportion is not None and value > self.proportion * abs(middle)
         if self._calm >= self.CALM:
-            if not (alone or min(self._last) > bar):
+            level = value if alone else median(self._last)
+            if not (alone or level > bar):
                 return None
             self._calm = self._since = 0
-            return f"{self.name} {value:.4g} is far above the {middle:.4g} of the {WINDOW} steps before"
+            return f"{self.name} {level:.4g} is far above the {middle:.4g} of the {WINDOW} steps before"
         self._since += 1
         self._calm = 0 if value > bar else self._calm + 1
         if self._since >= 2 * WINDOW:  # it stays there: this is usual from now on
@@ -160,7 +161,7 @@ def pretraining_rules() -> dict[str, Rule]:
     """By the name in `StepModule.watched`; skipped and data are counts of `Alarms`."""
     return {
         "loss": Spike("the loss"),
-        "gradient_norm": Spike("the gradient's norm", proportion=10.0),
+        "gradient_norm": Spike("the gradient's norm", deviations=6.0, proportion=10.0),
         "log_z": Growth(
             "the output norm (log Z)",
             40.0,  # of 32 on bfloat16 has steps of .25; default runs end at 20
@@ -173,8 +174,8 @@ def pretraining_rules() -> dict[str, Rule]:
 def tokenizer_rules() -> dict[str, Rule]:
     """By the name in `StepModule.watched`."""
     return {
-        "loss": Spike("the loss", deviations=8.0),  # a batch is few pictures, and not all are alike
-        "gradient_norm": Spike("the gradient's norm", deviations=8.0, proportion=20.0),
+        "loss": Spike("the loss"),
+        "gradient_norm": Spike("the gradient's norm", deviations=6.0, proportion=20.0),
         "usage": Fall(
             "the share of codes in use",
             "raise tokenizer.quantizer.dead_code_threshold or lower tokenizer.optimizer.learning_rate",
