@@ -23,6 +23,11 @@ from .termination import REQUEUE, Terminated
 
 DEBUG = "OMNIGRAM_DEBUG"
 FAULTY_INPUT, INTERRUPTED = 2, 128 + signal.SIGINT
+# what to do where memory runs out; training and evaluation say it themselves, by what holds most
+LOWER = {
+    **dict.fromkeys(("tokens", "pretrain", "sweep"), ": lower tokens.batch_size"),
+    **dict.fromkeys(("sample", "complete", "joint", "caption"), ": lower --batch-size"),
+}
 
 
 class UsageError(ValueError):
@@ -57,6 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get(DEBUG):
             raise
         print(f"omnigram: {one_line(error)}", file=sys.stderr)
+        return FAULTY_INPUT
+    except (RuntimeError, MemoryError) as error:
+        from .out_of_memory import is_out_of_memory
+
+        if os.environ.get(DEBUG) or not is_out_of_memory(error):
+            raise
+        print(f"omnigram: out of memory{LOWER.get(command[0], '')}", file=sys.stderr)
         return FAULTY_INPUT
 
 

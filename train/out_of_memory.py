@@ -16,8 +16,10 @@ from omegaconf import DictConfig
 
 from ..model.configuration import OmnigramConfig
 from ..model.memory import Division, Memory, count_parameters, training_memory
+from .machine import precision
 
 GIB = 2.0**30
+MARGIN = 0.1  # of the memory, for what the formulas leave out; `omnigram plan` leaves as much
 # words of RuntimeErrors: of the CPU's allocator, of oneDNN, of CUDA's libraries
 SIGNS = (
     "can't allocate memory",
@@ -53,11 +55,12 @@ def memory_advice(advice: str | Callable[[], str]) -> Iterator[None]:
     raise NotEnoughMemoryError(f"out of memory: {told}") from None
 
 
-def training_advice(config: DictConfig, decoder: OmnigramConfig, device: torch.device, mixed: bool) -> str:
+def training_advice(config: DictConfig, decoder: OmnigramConfig, device: torch.device) -> str:
     """Which setting of pre-training to lower, by the formulas of `omnigram plan`, for one whole replica."""
     parameters = count_parameters(decoder)
     length, rows = int(config.loader.length), int(config.loader.rows)
     muon = config.optimizer.muon_learning_rate is not None
+    mixed = precision(config, device).startswith("bf16")
     needs = partial(
         training_memory,
         decoder,
@@ -69,14 +72,14 @@ def training_advice(config: DictConfig, decoder: OmnigramConfig, device: torch.d
         on_cpu=device.type == "cpu",
     )
     room, needed = total_memory(device), needs(rows=rows)
-    fitting = bisect_right(range(1, rows + 1), room, key=lambda number: needs(rows=number).total)
+    fitting = bisect_right(range(1, rows + 1), (1 - MARGIN) * room, key=lambda number: needs(rows=number).total)
     states, step = _divided(needed)
     what = (
         f"loader.rows={rows} of loader.length={length} need about {needed.total / GIB:,.1f} GiB of the "
         f"{room / GIB:,.1f} there are (activations and loss {step / needed.total:.0%}, "
         f"weights, gradients and optimizer {states / needed.total:.0%})"
     )
-    if states > room:
+    if states > (1 - MARGIN) * room:
         return f"{what}: choose a smaller model="
     if fitting >= rows:
         return f"{what}; others may hold the rest: free it, or lower {'loader.rows' if rows > 1 else 'loader.length'}"

@@ -77,7 +77,8 @@ def pretrain(config: DictConfig) -> Path:
             return run.folder
         write_config(run, OmegaConf.to_yaml(config, resolve=True))
         codec = read_tokenizers(tokenizer_run(config), device)
-        module, telemetry = _train(run, config, decoder, tokens, codec)
+        with memory_advice(lambda: training_advice(config, decoder, device)):
+            module, telemetry = _train(run, config, decoder, tokens, codec)
         if not (run.folder / EXPORT).exists():
             with publish_folder(run.folder / EXPORT) as partial:
                 bundle(module.model, tokens, codec, config).save_pretrained(partial)
@@ -288,7 +289,5 @@ def _train(
         model.model.compile(dynamic=False)
     trainer = make_trainer(config, run, callbacks, load_step(checkpoint))
     batches = DataLoader(telemetry.timed(_Batches(tokens, config, module)), batch_size=None)
-    mixed = str(trainer.precision).startswith("bf16")
-    with memory_advice(lambda: training_advice(config, decoder, trainer.strategy.root_device, mixed)):
-        fit(trainer, module, batches, checkpoint)
+    fit(trainer, module, batches, checkpoint)
     return module, telemetry

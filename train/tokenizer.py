@@ -246,7 +246,8 @@ def evaluate_tokenizer(run: Path, dataset: Path, config: DictConfig) -> dict[str
     name = next((split for split in ("test", "val") if split in train.record["splits"]), "train")
     heldout = train if name == "train" else Pictures(dataset, name, *sizes)
     size = settings.trainer.evaluation_batch_size
-    measured = measure_reconstruction(tokenizer, heldout.batches(size), device)
+    with memory_advice(f"lower tokenizer.trainer.evaluation_batch_size={size}"):
+        measured = measure_reconstruction(tokenizer, heldout.batches(size), device)
     both = (batch for pictures in ({id(p): p for p in (heldout, train)}.values()) for batch in pictures.batches(size))
     measured |= measure_codebook(tokenizer, both, device)
     page = reconstruction_page(tokenizer, heldout, device)

@@ -1,6 +1,7 @@
 """Alarms: silent on runs of the defaults as they were recorded, once an episode on what is planted in them.
 
-recorded/: the default run's first thousand steps, each; and whole default runs, a point in 50 steps and in 10.
+recorded/: the default run's first thousand steps, each; seven hundred steps from its end on, at its last learning
+rate; and whole default runs, a point in 50 steps and in 10.
 """
 
 import csv
@@ -36,6 +37,7 @@ def alarms(rule: Rule, values: list[float]) -> list[int]:
     ("name", "rules"),
     [
         ("pretraining_each_step", pretraining_rules()),
+        ("pretraining_last_steps", pretraining_rules()),
         ("pretraining_whole_run", pretraining_rules()),
         ("tokenizer_whole_run", tokenizer_rules()),
     ],
