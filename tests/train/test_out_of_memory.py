@@ -37,7 +37,7 @@ def test_what_allocators_raise_is_known_and_other_faults_are_not() -> None:
     assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not is_out_of_memory(failure(lambda: torch.ones(2, 3) @ torch.ones(2, 3)))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), memory_advice("lower it"):
-        torch.ones(2, 3) @ torch.ones(2, 3)
+        torch.mm(torch.ones(2, 3), torch.ones(2, 3))
     with pytest.raises(NotEnoughMemoryError, match=r"^out of memory: lower it$"), memory_advice("lower it"):
         torch.empty(far_too_much, dtype=torch.uint8)
 

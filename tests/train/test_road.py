@@ -209,7 +209,8 @@ def test_a_machine_that_is_full_is_one_line_and_leaves_nothing_half_made(before_
     assert done.returncode == 2, done.stderr
     assert re.match(
         r"omnigram: out of memory: loader\.rows=3000 of loader\.length=384 need about [67]\.\d GiB of the 6\.0 there "
-        r"are \(activations and loss \d+%, weights, gradients and optimizer 0%\): lower loader\.rows to 2\d{3} or less$",
+        r"are \(activations and loss \d+%, weights, gradients and optimizer 0%\): lower loader\.rows to 2\d{3} or "
+        r"less$",
         done.stderr.splitlines()[-1],
     )
     [left] = folder.glob("runs/pretrain/*")
