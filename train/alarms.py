@@ -205,7 +205,8 @@ class Alarms(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, state in state_dict.items():
-            self.rules[name].load(state)
+            if name in self.rules:  # a checkpoint of another version may know others
+                self.rules[name].load(state)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

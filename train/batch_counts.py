@@ -45,7 +45,7 @@ class TokenCounts:
     def __init__(self, vocabulary: Vocabulary, decoder: OmnigramConfig, partitions: list[tuple[int, int]] | None):
         self.vocabulary, self.size = vocabulary, vocabulary.size + 3
         self.needs = step_flops(decoder)
-        self._sizes = [size for _, size in partitions] if partitions else None  # of each softmax
+        self._sizes = torch.tensor([size for _, size in partitions]) if partitions else None  # of each softmax
 
     def add(self, sums: Tensor, batch: object, module: StepModule) -> None:
         assert isinstance(batch, PackedBatch)
@@ -54,8 +54,8 @@ class TokenCounts:
         if self._sizes is None:
             logits = weighted.sum() * self.vocabulary.size
         else:
-            sizes = torch.tensor(self._sizes, device=sums.device)
-            logits = (sizes[batch.partition.clamp_min(0).long()] * weighted).sum()
+            self._sizes = self._sizes.to(sums.device)
+            logits = (self._sizes[batch.partition.clamp_min(0).long()] * weighted).sum()
         sums[-3] += ((batch.position + 1) * held).sum()
         sums[-2] += batch.ids.numel()
         sums[-1] += logits

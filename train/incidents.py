@@ -52,7 +52,8 @@ class Incidents(Callback):
         kept = [i for i in before if i.step <= self.resumed_step or i.kind in (STOPPED, RESUMED)]
         atomic_write(self.path, "".join(_line(incident) for incident in kept))
         killed = "" if before and before[-1].kind == STOPPED else "; the process before it was killed"
-        again = f", which does {reached - self.resumed_step:,} steps again" if reached > self.resumed_step else ""
+        lost = reached - self.resumed_step
+        again = f", which does {lost:,} step{'s' * (lost != 1)} again" if lost else ""
         self.add(self.resumed_step, RESUMED, f"goes on from step {self.resumed_step:,}{again}{killed}")
 
     def add(self, step: int, kind: str, message: str) -> None:
