@@ -30,7 +30,7 @@ from omnigram.data.packing import NO_TARGET, Collator, PackedBatch, WrittenDocum
 from omnigram.data.writing import Writer
 from omnigram.model.configuration import OmnigramConfig
 from omnigram.model.decoder import OmnigramForCausalLM
-from omnigram.model.size import flops_per_token
+from omnigram.model.size import StepFlops, step_flops
 from omnigram.tokenizers.convolutional import NetworkConfig
 from omnigram.tokenizers.modality import document_grammar
 from omnigram.tokenizers.vocabulary import Vocabulary
@@ -143,14 +143,12 @@ def llama(config: OmnigramConfig) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**{name: getattr(config, name) for name in same}, use_cache=False))
 
 
-def needed_flops(config: OmnigramConfig, batch: PackedBatch, module: Pretraining) -> float:
+def needed_flops(flops: StepFlops, batch: PackedBatch, module: Pretraining) -> float:
     """Of a forward and backward pass: blocks, attention within documents, logits of each target's range."""
     assert module.partitions is not None
-    context = batch.num_pairs / batch.num_tokens
-    blocks = flops_per_token(config, context) - 6.0 * config.vocab_size * config.hidden_size
     sizes = torch.tensor([size for _, size in module.partitions])
     logits = int(sizes[batch.partition[batch.weights > 0].long()].sum())
-    return batch.num_tokens * blocks + 6.0 * config.hidden_size * logits
+    return flops.needed(batch.num_tokens, batch.num_pairs, logits)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -191,7 +189,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "ours": tokens / sum(batch.ids.numel() for batch in packed),
         "peer": tokens / sum(batch.ids.numel() for batch in others),
     }
-    flops = sum(needed_flops(model.config, batch, ours.module) for batch in packed) / tokens
+    needs = step_flops(model.config)
+    flops = sum(needed_flops(needs, batch, ours.module) for batch in packed) / tokens
     rate = {name: median(found) for name, found in rates.items()}
     what = {
         "ours": f"{size(model)}, packed rows, {1 - fill['ours']:.1%} pads",

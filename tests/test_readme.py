@@ -71,7 +71,7 @@ def test_a_model_is_asked_as_the_readme_says(
     published = [command for command in TYPED if "imported" in str(command)]  # tests/model/test_conversion_readme.py
     asked = [command for command in TYPED if command[1] not in CONFIGURED and command not in published]
     drawing = {"sample", "caption", "complete", "joint", "score", "again"}
-    assert {command[1] for command in asked} == {*drawing, "validate"}
+    assert {command[1] for command in asked} == {*drawing, "validate", "report"}
     for _, name, *arguments in asked:  # in order: later ones read what earlier ones drew
         there = ["datasets/tiny"] if name == "validate" else arguments
         assert main([name, *there]) == 0, (name, capsys.readouterr().err)

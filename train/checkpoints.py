@@ -2,8 +2,8 @@
 
 `checkpoints/step-00000500/` holds what torch.distributed.checkpoint writes (`.metadata` and a file a rank: weights and
 states of the optimizers by their names, so that other ranks, and one process alone, find their parts) and
-`checkpoint.json`: the step, the state of the data on each rank, and the sizes of the files. It is written last, and
-then the folder gets its name: a folder `step-*` is whole.
+`checkpoint.json`: the step, the state of the data on each rank, those of the callbacks, and the sizes of the files. It
+is written last, and then the folder gets its name: a folder `step-*` is whole.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import shutil
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,14 @@ def load_model(path: Path, module: StepModule) -> None:
     module.resumed_states = _manifest(path)["data_states"]
 
 
+def load_callbacks(path: Path, callbacks: Sequence[Callback]) -> None:
+    """Give the callbacks the states that they left in a checkpoint, where they left one."""
+    states: Mapping[str, Any] = _manifest(path)["callbacks"]
+    for callback in callbacks:
+        if callback.state_key in states:
+            callback.load_state_dict(states[callback.state_key])
+
+
 def _load(path: Path, module: StepModule, world: World) -> None:
     optimizers: Any = module.optimizers(use_pl_optimizer=False)
     model, optimizer = get_state_dict(module, optimizers)
@@ -94,12 +102,13 @@ class Checkpoints(Callback):
             raise ValueError(f"checkpoints kept: {keep} must be 1 or more, every {keep_every} steps 0 or more")
         self.folder, self.every, self.max_steps, self.start = folder, every, max_steps, start
         self.world, self.keep, self.keep_every = world or World(), keep, keep_every
-        self._writing: tuple[int, list[Any], Future[Any]] | None = None
+        self._writing: tuple[int, dict[str, Any], Future[Any]] | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, StepModule)
         if self.start is not None:
             _load(self.start, pl_module, self.world)
+            load_callbacks(self.start, trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]
         if self.world.is_first:
             make_folder(self.folder)
             for left in self.folder.glob(f".*{PARTIAL}"):  # by a process that was killed
@@ -121,7 +130,7 @@ class Checkpoints(Callback):
         step = pl_module.step
         ends = step >= self.max_steps or pl_module.stopping
         if step % self.every == 0 or ends:
-            self._begin(pl_module)
+            self._begin(trainer, pl_module)
         if ends or (self._writing is not None and self._writing[2].done()):
             self._finish()
         if ends:
@@ -135,25 +144,27 @@ class Checkpoints(Callback):
     def _partial(self, step: int) -> Path:
         return self.folder / f".{NAME.format(step)}{PARTIAL}"
 
-    def _begin(self, module: StepModule) -> None:
+    def _begin(self, trainer: Trainer, module: StepModule) -> None:
         """Copy everything of this step, and have a thread write the copy."""
         self._finish()
         partial, alone = self._partial(module.step), self.world.size == 1
         model, optimizer = get_state_dict(module, module.optimizers(use_pl_optimizer=False))  # pyright: ignore[reportArgumentType]
-        states = self.world.gather(module.data_state)
+        callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        left = {callback.state_key: state for callback in callbacks if (state := callback.state_dict())}
+        manifest = {"step": module.step, "data_states": self.world.gather(module.data_state), "callbacks": left}
         writing: Any = async_save(
             {"model": model, "optimizers": optimizer},
             storage_writer=FileSystemWriter(partial),
             process_group=self.world.checkpoints,
             no_dist=alone,
         )
-        self._writing = (module.step, states, writing)
+        self._writing = (module.step, manifest, writing)
 
     def _finish(self) -> None:
         """Wait until what is being written is there, then give it its name and drop what is not kept."""
         if self._writing is None:
             return
-        (step, states, writing), self._writing = self._writing, None
+        (step, manifest, writing), self._writing = self._writing, None
         partial, path = self._partial(step), self.folder / NAME.format(step)
         with plain_errors(path):
             try:
@@ -162,7 +173,7 @@ class Checkpoints(Callback):
                 if not self.world.is_first:
                     return
                 files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
-                atomic_write_json(partial / MANIFEST, {"step": step, "data_states": states, "files": files})
+                atomic_write_json(partial / MANIFEST, {**manifest, "files": files})
                 if path.exists():  # damaged, or it would have been gone on from
                     shutil.rmtree(path)
                 os.replace(partial, path)

@@ -17,11 +17,17 @@ from types import FrameType
 from typing import NoReturn
 
 from .plan_command import add_plan_command
+from .report_command import add_report_command
 from .step_commands import STEPS, add_step_commands
 from .termination import REQUEUE, Terminated
 
 DEBUG = "OMNIGRAM_DEBUG"
 FAULTY_INPUT, INTERRUPTED = 2, 128 + signal.SIGINT
+# what to do where memory runs out; training and evaluation say it themselves, by what holds most
+LOWER = {
+    **dict.fromkeys(("tokens", "pretrain", "sweep"), ": lower tokens.batch_size"),
+    **dict.fromkeys(("sample", "complete", "joint", "caption"), ": lower --batch-size"),
+}
 
 
 class UsageError(ValueError):
@@ -56,6 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get(DEBUG):
             raise
         print(f"omnigram: {one_line(error)}", file=sys.stderr)
+        return FAULTY_INPUT
+    except (RuntimeError, MemoryError) as error:
+        from .out_of_memory import is_out_of_memory
+
+        if os.environ.get(DEBUG) or not is_out_of_memory(error):
+            raise
+        print(f"omnigram: out of memory{LOWER.get(command[0], '')}", file=sys.stderr)
         return FAULTY_INPUT
 
 
@@ -158,6 +171,7 @@ def make_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     add_words_commands(add)
     add_conversion_commands(add)
     add_plan_command(add)
+    add_report_command(add)
     checked = add("validate", "check a data set, or one shard, against docs/data-format.md", ("datasets/emoji",), check)
     checked.add_argument("path", metavar="PATH", help="folder of a data set, or a .tar file")
     add("version", "the version of this program and of what it stands on", ("",), tell_versions)

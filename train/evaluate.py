@@ -10,6 +10,7 @@ from rich.console import Console
 from ..data.artefact import atomic_write_json
 from ..data.record import DATASET, DOCUMENTS, read_record
 from .pretrain import EXPORT, measure
+from .report import write_report
 from .runs import METRICS, finished_run
 from .tokenizer import IMAGE_MODEL, evaluate_tokenizer
 
@@ -31,6 +32,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     else:
         raise ValueError(f"{run} holds neither {EXPORT}/ nor {IMAGE_MODEL}/: name the folder of a finished run")
     atomic_write_json(run / METRICS, {**before, **measured})
+    write_report(run)
     table = {name: value for name, value in measured.items() if isinstance(value, int | float)}
     Console().print_json(json.dumps(table))
     return measured

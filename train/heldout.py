@@ -17,6 +17,7 @@ from ..model.bundle import Omnigram
 from ..model.decoder import OmnigramForCausalLM
 from .captioned_pictures import captioned_picture_of
 from .curves import log_picture
+from .out_of_memory import memory_advice
 from .parallel import whole_model
 from .pictures_page import contact_sheet
 from .pretraining import Pretraining, bits_by_modality
@@ -92,7 +93,8 @@ class HeldOut(Callback):
         captions = [picture.wordings[0] for picture in found if picture is not None]
         if not captions:
             return
-        page = contact_sheet(made.draw(captions, seed=self.config.seed), captions)
+        with memory_advice(f"lower trainer.sample_pictures={number}"):
+            page = contact_sheet(made.draw(captions, seed=self.config.seed), captions)
         (self.folder / SAMPLES).mkdir(exist_ok=True)
         atomic_write(self.folder / SAMPLES / f"step-{step:08d}.png", lambda file: page.save(file, format="PNG"))
         log_picture(trainer.loggers, "samples", page, step)

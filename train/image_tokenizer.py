@@ -39,7 +39,6 @@ class ImageTokenizerTraining(StepModule):
         if settings.discriminator is not None:
             self.discriminator = PatchDiscriminator(settings.discriminator.channels, settings.discriminator.layers)
         self.settings = settings
-        self.shown: dict[str, float] = {}
 
     @property
     def evaluated(self) -> ImageTokenizer:
@@ -91,6 +90,7 @@ class ImageTokenizerTraining(StepModule):
         decoded = self.tokenizer.decoder(quantized.codes)
         l1, l2 = F.l1_loss(decoded, pixels), F.mse_loss(decoded, pixels)
         loss = weights.l1 * l1 + weights.l2 * l2 + weights.quantizer * quantized.loss
+        reconstruction = loss.detach()  # without the adversary, which joins it at once
         logged = {"l1": l1, "l2": l2, "quantizer": quantized.loss, **quantized.stats}
         if self.discriminator is not None and self.step >= self.settings.discriminator.start_step:
             with _frozen(self.discriminator):
@@ -98,11 +98,14 @@ class ImageTokenizerTraining(StepModule):
             weight = self._adversarial_weight(loss, adversarial)
             loss = loss + weight * adversarial
             logged |= {"adversarial": adversarial, "adversarial_weight": weight}
-        self._update(optimizers, loss, self.tokenizer, named_rates(self.settings.optimizer, "tokenizer.optimizer"))
+        rates = named_rates(self.settings.optimizer, "tokenizer.optimizer")
+        length = self._update(optimizers, loss, self.tokenizer, rates)
+        self.codes = quantized.ids
+        self.watched = {"loss": reconstruction, "gradient_norm": length, "usage": quantized.stats["usage"]}
         self.averaged.update_parameters(self.tokenizer)
         if self.step % self.settings.trainer.log_every_n_steps == 0:
-            self.shown = {"loss": float(loss.detach()), "usage": float(quantized.stats["usage"])}
-            self._log({"loss": loss, **learning_rates(optimizers), **logged})
+            self.shown |= {"loss": float(loss.detach()), "usage": float(quantized.stats["usage"])}
+            self._log({"loss": loss, "gradient_norm": length, **learning_rates(optimizers), **logged})
         return decoded
 
     def discriminator_step(self, optimizer: Any, real: Tensor, decoded: Tensor) -> None:
@@ -122,13 +125,15 @@ class ImageTokenizerTraining(StepModule):
         ratio = (pull.norm() / (push.norm() + 1e-6)).clamp(max=1e4)
         return self.settings.discriminator.weight * ratio.detach()
 
-    def _update(self, optimizers: list[Any], loss: Tensor, module: nn.Module, rates: str) -> None:
+    def _update(self, optimizers: list[Any], loss: Tensor, module: nn.Module, rates: str) -> Tensor:
+        """Step, where all numbers are finite; the length of the gradient."""
         module.zero_grad()
         self.manual_backward(loss)
         length = torch.nn.utils.clip_grad_norm_(module.parameters(), self.settings.optimizer.gradient_clip)
         if self.may_update(rates, loss=loss, gradient=length):
             for optimizer in optimizers:
                 optimizer.step()
+        return length
 
     def _log(self, values: dict[str, Any]) -> None:
         scalars = {f"train/{name}": float(torch.as_tensor(value).detach()) for name, value in values.items()}

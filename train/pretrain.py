@@ -33,16 +33,22 @@ from ..model.decoder import OmnigramForCausalLM
 from ..model.generation.choice import Sampling
 from ..model.size import flops_per_token
 from ..model.stored_decoder import read_decoder
-from .checkpoints import Checkpoints, load_model, load_step, newest_checkpoint
+from .alarms import Alarms, pretraining_rules
+from .batch_counts import TokenCounts
+from .checkpoints import Checkpoints, load_callbacks, load_model, load_step, newest_checkpoint
 from .compose import build
 from .heldout import HeldOut
+from .incidents import Incidents
 from .machine import check_compiler, fit, make_trainer, prepare
+from .out_of_memory import memory_advice, training_advice
 from .parallel import whole_model
 from .pretrain_metrics import EvaluationSettings, evaluate_pretraining
 from .pretraining import Pretraining, softmax_partitions
 from .progress import TrainingProgress
+from .report import REPORT, Reports, write_report
 from .runs import Run, open_run, write_config
 from .steps import Steps
+from .telemetry import Telemetry
 from .tokenizer import named_tokenizers, read_tokenizers, tokenizer_run
 from .tokens import make_tokens
 from .world import World, join_world
@@ -95,18 +101,22 @@ def pretrain(config: DictConfig) -> Path:
         codec = read_tokenizers(tokenizer_run(config), device)
         if world.is_first:
             write_config(run, OmegaConf.to_yaml(config, resolve=True))
-        module = _train(run, config, decoder, tokens, mixture, codec, world)
-        numbers = _training_numbers(module, mixture, world)
-        whole = whole_model(module.model, world)
+        with memory_advice(lambda: training_advice(config, decoder, device)):
+            module, telemetry = _train(run, config, decoder, tokens, mixture, codec, world)
+            numbers = _training_numbers(module, mixture, telemetry, world)
+            whole = whole_model(module.model, world)
         if whole is None:
             return run.folder
         if not (run.folder / EXPORT).exists():
             with publish_folder(run.folder / EXPORT) as partial:
                 bundle(whole, tokens, codec, config).save_pretrained(partial)
         measured = measure(run.folder, folder, config)
-        run.finish({**measured, **numbers, "model": model_name, "seed": config.seed})
+        numbers = {**measured, **numbers, "model": model_name, "seed": config.seed}
+        write_report(run.folder, numbers)
+        run.finish(numbers)
         console = Console(stderr=True)
-        console.print(f"{run.folder}: see {run.folder / 'samples.png'}", highlight=False, soft_wrap=True)
+        shown = f"{run.folder / 'samples.png'} and {run.folder / REPORT}"
+        console.print(f"{run.folder}: see {shown}", highlight=False, soft_wrap=True)
     return run.folder
 
 
@@ -123,7 +133,7 @@ def _check_rows(config: DictConfig, world: World) -> None:
         )
 
 
-def _training_numbers(module: Pretraining, mixture: Mixture, world: World) -> dict[str, Any]:
+def _training_numbers(module: Pretraining, mixture: Mixture, telemetry: Telemetry, world: World) -> dict[str, Any]:
     """What the training cost, from its start, the stops left out, on all ranks together."""
     states = world.gather(module.data_state) if module.data_state is not None else module.resumed_states
     assert states is not None
@@ -141,13 +151,17 @@ def _training_numbers(module: Pretraining, mixture: Mixture, world: World) -> di
         "train_flops": flops * seen.tokens,
         "train_seconds": round(seconds, 1),
         "tokens_per_second": round(seen.tokens / seconds, 1),
+        "steps_skipped": int(module.steps_skipped),
+        "pad_share": round(1 - seen.fill, 5),
+        **telemetry.metrics(),
     }
 
 
 def measure(run: Path, tokens: Path, config: DictConfig) -> dict[str, Any]:
     """The numbers of an export on the held-out splits of its tokens, and the pages of samples beside it."""
     model = Omnigram.from_pretrained(run / EXPORT, device=prepare(config))
-    return evaluate_pretraining(model, tokens, EvaluationSettings(**config.evaluation), out=run)
+    with memory_advice(f"lower evaluation.batch_size={config.evaluation.batch_size}"):
+        return evaluate_pretraining(model, tokens, EvaluationSettings(**config.evaluation), out=run)
 
 
 def start_of(config: DictConfig) -> Path | None:
@@ -299,7 +313,7 @@ def _train(
     mixture: Mixture,
     codec: Codec,
     world: World,
-) -> Pretraining:
+) -> tuple[Pretraining, Telemetry]:
     """Train to the last step, from the newest checkpoint on."""
     torch.manual_seed(config.seed)
     start = start_of(config)
@@ -315,18 +329,25 @@ def _train(
         ) from None
     module = Pretraining(model, tokens.vocabulary, config, world)
     settings = config.trainer
+    telemetry = Telemetry(TokenCounts(tokens.vocabulary, decoder, module.partitions), settings.log_every_n_steps, world)
     checkpoint, steps = world.lead(lambda: newest_checkpoint(run.checkpoints)), settings.max_steps
-    if load_step(checkpoint) >= steps:
-        assert checkpoint is not None
+    if checkpoint is not None and load_step(checkpoint) >= steps:
         load_model(checkpoint, module)
-        return module
+        load_callbacks(checkpoint, [telemetry])
+        return module, telemetry
+    incidents = Incidents(run.folder, load_step(checkpoint))
     kept = (settings.checkpoints_kept, settings.checkpoint_kept_every_n_steps)
     callbacks: list[Callback] = [
         Steps(config.seed, world.data_rank),
+        telemetry,
+        incidents,
+        Alarms(pretraining_rules(), incidents),
         *([TrainingProgress("pre-training", steps)] if world.is_first else []),
         HeldOut(tokens, lambda model: bundle(model, tokens, codec, config), run.folder, config),
+        Reports(run.folder, settings.validate_every_n_steps),
         Checkpoints(run.checkpoints, settings.checkpoint_every_n_steps, steps, checkpoint, world, *kept),
     ]
     trainer = make_trainer(config, run, callbacks, load_step(checkpoint), world)
-    fit(trainer, module, DataLoader(_Batches(mixture, config, module), batch_size=None), world)
-    return module
+    batches = DataLoader(telemetry.timed(_Batches(mixture, config, module)), batch_size=None)
+    fit(trainer, module, batches, world)
+    return module, telemetry

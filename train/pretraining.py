@@ -7,7 +7,6 @@ Dimensions: R rows, T length of a row.
 """
 
 import math
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -54,9 +53,6 @@ class Pretraining(StepModule):
         self.automatic_optimization = False
         self.model, self.vocabulary, self.config, self.world = model, vocabulary, config, world or World()
         self.partitions = softmax_partitions(vocabulary) if config.loss.partitioned else None
-        self.shown: dict[str, float] = {}
-        self._clock: tuple[float, float] | None = None  # time and tokens since the last point of the curves
-        self._tokens = 0
 
     def configure_model(self) -> None:
         parallelise(self.model, self.config.trainer, self.device_mesh)
@@ -89,49 +85,41 @@ class Pretraining(StepModule):
         parts = batch.parts(self.config.trainer.accumulation)
         found = [self._backward(part, weight, last=part is parts[-1]) for part in parts]
         length = clip_gradients(self.model, settings.gradient_clip)
-        if self.may_update(named_rates(settings), loss=sum_of(found).loss, gradient=length):
+        total = sum_of(found)
+        if self.may_update(named_rates(settings), loss=total.loss, gradient=length):
             for optimizer in optimizers:
                 optimizer.step()
-        self._tokens += batch.num_tokens
+        # log Z stands for the norm of the outputs, which grows before a run diverges (Chameleon, section 2.2)
+        weight = total.weight.clamp_min(1e-6)  # of this rank
+        self.watched = {"loss": total.nats / weight, "gradient_norm": length, "log_z": (total.z / weight).sqrt()}
         if self.step % self.config.trainer.log_every_n_steps == 0:
-            self._log(batch, sum_of(found), float(length), learning_rates(optimizers))
+            self._log(batch, total, learning_rates(optimizers))
 
     def _backward(self, part: PackedBatch, weight: Tensor, last: bool) -> LossParts:
         """Add the gradients of a part of the batch, whose targets weigh `weight` on all ranks together."""
         reduced = last or self.world.size == 1
         with nullcontext() if reduced else without_reduction(self.model, self.trainer.strategy):
             parts = self.loss_parts(part)
-            self.manual_backward(
-                parts.loss * self.world.data_size / weight
-            )  # of which the mean over the ranks is taken
+            # the gradients' mean over the parts of the batch is taken
+            self.manual_backward(parts.loss * self.world.data_size / weight)
         return parts._replace(loss=parts.loss.detach())
 
-    def _log(self, batch: PackedBatch, parts: LossParts, gradient: float, rates: dict[str, float]) -> None:
+    def _log(self, batch: PackedBatch, parts: LossParts, rates: dict[str, float]) -> None:
+        """A point of the curves, of all ranks."""
         bits = bits_by_modality(batch, parts, self.vocabulary)
-        sums = torch.zeros(len(self.vocabulary.modalities), 2, dtype=torch.float64)  # bits and targets of each
+        sums = torch.zeros(len(self.vocabulary.modalities) + 1, 2, dtype=torch.float64)  # bits and targets of each
         for index, name in enumerate(self.vocabulary.modalities):
             if name in bits:
                 sums[index] = torch.tensor([float(bits[name].double().sum()), bits[name].numel()])
-        totals = torch.tensor([float(parts.nats), float(parts.weight), self._tokens], dtype=torch.float64)
-        sums, totals = self.world.sum(sums.to(self.device)).cpu(), self.world.sum(totals.to(self.device)).cpu()
-        nats, weight, tokens = totals.tolist()
-        now = time.monotonic()
-        values: dict[str, Any] = {
-            f"train/bits_{name}": bits / number
-            for name, (bits, number) in zip(self.vocabulary.modalities, sums.tolist(), strict=True)
-            if number
-        }
-        values |= {
-            "train/loss": nats / max(weight, 1e-6),
-            "train/gradient_norm": gradient,
-            "train/steps_skipped": float(self.steps_skipped),
-        }
+        sums[-1] = torch.tensor([float(parts.nats), float(parts.weight)])
+        *of_modalities, (nats, weight) = self.world.sum(sums.to(self.device)).tolist()
+        named = zip(self.vocabulary.modalities, of_modalities, strict=True)
+        values: dict[str, Any] = {f"train/bits_{name}": bits / number for name, (bits, number) in named if number}
+        values |= {f"train/{name}": float(value) for name, value in self.watched.items()}
+        values["train/loss"] = nats / max(weight, 1e-6)
+        values["train/steps_skipped"] = float(self.steps_skipped)
         values |= {f"train/{name}": rate for name, rate in rates.items()}
-        if self._clock is not None:
-            speed = (tokens - self._clock[1]) / (now - self._clock[0])
-            values["train/tokens_per_second"] = speed
-            self.shown = {"loss": values["train/loss"], "tokens/s": speed}
-        self._clock = (now, tokens)
+        self.shown["loss"] = values["train/loss"]
         for logger in self.loggers:
             logger.log_metrics(values, step=self.step + 1)
 

@@ -29,6 +29,9 @@ class StepModule(LightningModule):
         self.resumed_states: list[dict[str, Any]] | None = None  # of all ranks, at the checkpoint gone on from
         self.asked_to_stop = False  # this rank alone
         self.stopping = False  # all ranks, after this step
+        self.shown: dict[str, float] = {}  # numbers for the terminal
+        self.watched: dict[str, torch.Tensor] = {}  # scalars of the last step, detached: what alarms look at
+        self.codes: torch.Tensor | None = None  # ids of codes that the last step made, of an image tokenizer
 
     @property
     def step(self) -> int:

@@ -28,15 +28,21 @@ from ..tokenizers.published_text import TEXT_MODEL
 from ..tokenizers.quantizer import QuantizerConfig
 from ..tokenizers.text import TextTokenizer
 from ..tokenizers.vocabulary import Vocabulary
-from .checkpoints import Checkpoints, load_model, load_step, newest_checkpoint
+from .alarms import Alarms, tokenizer_rules
+from .batch_counts import PictureCounts
+from .checkpoints import Checkpoints, load_callbacks, load_model, load_step, newest_checkpoint
 from .curves import log_picture
 from .image_tokenizer import ImageTokenizerTraining
+from .incidents import Incidents
 from .machine import fit, make_trainer, prepare
+from .out_of_memory import memory_advice
 from .pictures_page import contact_sheet
 from .progress import TrainingProgress
+from .report import REPORT, Reports, write_report
 from .runs import Run, open_run, write_config
 from .shards import make_shards
 from .steps import Steps
+from .telemetry import Telemetry
 from .tokenizer_metrics import measure_codebook, measure_reconstruction
 
 GRID = "reconstructions.png"
@@ -65,16 +71,19 @@ def make_tokenizer(config: DictConfig) -> Path:
         console = Console(stderr=True)
         text = _text_tokenizer(run, folder, pictures.record, settings, console)
         validation = Pictures(folder, "val", *sizes) if "val" in pictures.record["splits"] else None
-        module, seconds = _train(run, config, pictures, validation)
+        module, telemetry = _train(run, config, pictures, validation)
         tokenizer = module.evaluated.eval()
         if not (run.folder / IMAGE_MODEL).exists():
             with publish_folder(run.folder / IMAGE_MODEL) as partial:
                 tokenizer.save_pretrained(partial)
         metrics = evaluate_tokenizer(run.folder, folder, config)
-        run.finish({**metrics, "text_vocabulary": text.size, "train_seconds": round(seconds, 1), "seed": config.seed})
+        numbers = {**metrics, "text_vocabulary": text.size, "train_seconds": round(float(module.seconds), 1)}
+        numbers |= {**telemetry.metrics(), "seed": config.seed}
+        write_report(run.folder, numbers)
+        run.finish(numbers)
         console.print(
             f"{run.folder}: psnr {metrics['psnr']:.2f} dB, ssim {metrics['ssim']:.3f}, "
-            f"codebook usage {metrics['codebook_usage']:.1%}, see {run.folder / GRID}",
+            f"codebook usage {metrics['codebook_usage']:.1%}, see {run.folder / GRID} and {run.folder / REPORT}",
             highlight=False,
             soft_wrap=True,
         )
@@ -139,33 +148,41 @@ def _texts(shards: list[Path]) -> Iterator[str]:
 
 def _train(
     run: Run, config: DictConfig, pictures: Pictures, validation: Pictures | None
-) -> tuple[ImageTokenizerTraining, float]:
-    """Train to the last step, from the newest checkpoint; the module and the seconds of training, stops left out."""
+) -> tuple[ImageTokenizerTraining, Telemetry]:
+    """Train to the last step, from the newest checkpoint."""
     settings = config.tokenizer
     steps = settings.trainer.max_steps
     torch.manual_seed(config.seed)
     tokenizer = ImageTokenizer(NetworkConfig(**settings.network), QuantizerConfig(**settings.quantizer))
     module = ImageTokenizerTraining(tokenizer, settings)
+    telemetry = Telemetry(PictureCounts(tokenizer.codebook_size), settings.trainer.log_every_n_steps)
     checkpoint = newest_checkpoint(run.checkpoints)
     if checkpoint is not None and load_step(checkpoint) >= steps:
         load_model(checkpoint, module)
-        return module, float(module.seconds)
+        load_callbacks(checkpoint, [telemetry])
+        return module, telemetry
 
     def left() -> dict[str, Any] | None:
         return None if module.resumed_states is None else module.resumed_states[0]
 
     stream = PictureStream(pictures, settings.trainer.batch_size, config.seed, left)
+    incidents = Incidents(run.folder, load_step(checkpoint))
     callbacks: list[Callback] = [
         Steps(config.seed),
+        telemetry,
+        incidents,
+        Alarms(tokenizer_rules(), incidents),
         Start(pictures, settings.trainer.init_pictures),
         TrainingProgress("image tokenizer", steps),
     ]
     if validation is not None:
         callbacks.append(Reconstructions(validation, settings.trainer))
+    callbacks.append(Reports(run.folder, settings.trainer.validate_every_n_steps))
     callbacks.append(Checkpoints(run.checkpoints, settings.trainer.checkpoint_every_n_steps, steps, checkpoint))
     trainer = make_trainer(config, run, callbacks, load_step(checkpoint))
-    fit(trainer, module, DataLoader(stream, batch_size=None))
-    return module, float(module.seconds)
+    with memory_advice(f"lower tokenizer.trainer.batch_size={settings.trainer.batch_size}"):
+        fit(trainer, module, DataLoader(telemetry.timed(stream), batch_size=None))
+    return module, telemetry
 
 
 class Start(Callback):
@@ -233,7 +250,8 @@ def evaluate_tokenizer(run: Path, dataset: Path, config: DictConfig) -> dict[str
     name = next((split for split in ("test", "val") if split in train.record["splits"]), "train")
     heldout = train if name == "train" else Pictures(dataset, name, *sizes)
     size = settings.trainer.evaluation_batch_size
-    measured = measure_reconstruction(tokenizer, heldout.batches(size), device)
+    with memory_advice(f"lower tokenizer.trainer.evaluation_batch_size={size}"):
+        measured = measure_reconstruction(tokenizer, heldout.batches(size), device)
     both = (batch for pictures in ({id(p): p for p in (heldout, train)}.values()) for batch in pictures.batches(size))
     measured |= measure_codebook(tokenizer, both, device)
     page = reconstruction_page(tokenizer, heldout, device)

@@ -90,7 +90,8 @@ class World:
         """The sum over the parts of a batch, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
-            tensor /= self.tensor
+            if self.tensor > 1:
+                tensor.copy_(tensor / self.tensor)  # each part was counted by so many
         return tensor
 
     def _communicate(self, act: Callable[[], Any]) -> None:

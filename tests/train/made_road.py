@@ -1,6 +1,7 @@
 """The road at its smallest: a folder of made pictures, and the steps as another process runs them."""
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -36,9 +37,16 @@ def command(step: str, arguments: list[str]) -> list[str]:
     return [sys.executable, "-m", "omnigram.train.cli", step, *arguments]
 
 
-def run(step: str, arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """The step in a process of its own, in `folder`."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def run(
+    step: str, arguments: list[str], folder: Path, memory: int = resource.RLIM_INFINITY
+) -> subprocess.CompletedProcess[str]:
+    """The step in a process of its own, in `folder`, with so many bytes of memory."""
     return subprocess.run(
-        command(step, arguments), cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        command(step, arguments),
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (memory, resource.RLIM_INFINITY)),
+        capture_output=True,
+        text=True,
+        timeout=300,
     )

@@ -17,7 +17,8 @@ from omnigram.train import pretrain, shards
 from omnigram.train.cli import main
 from omnigram.train.step_commands import STEPS
 
-COMMANDS = (*STEPS, "sweep", "sample", "complete", "joint", "again", "caption", "score", "plan", "validate", "version")
+COMMANDS = (*STEPS, "sweep", "sample", "complete", "joint", "again", "caption", "score", "plan", "report")
+COMMANDS += ("validate", "version")
 
 
 @pytest.fixture(autouse=True)
@@ -125,6 +126,7 @@ def test_every_command_has_help_with_examples(command: str, capsys: pytest.Captu
         (["sample", "a", "--model", ".", "--device", "tpu"], "device='tpu' is unknown"),
         (["caption", "none.png"], "none.png: No such file or directory"),
         (["caption", "words.png"], "words.png: picture cannot be decoded: unknown format"),
+        (["report", "nowhere"], "nowhere is no run: it holds neither run.json nor curves.csv"),
         (["validate", "nowhere"], "nowhere is neither a data set's folder nor a shard"),
         (["version", "x"], "unknown option 'x' of version"),
     ],

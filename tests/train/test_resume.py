@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from omnigram.tokenizers.image import ImageTokenizer
 from omnigram.train.curves import read_curves
+from omnigram.train.incidents import RESUMED, STOPPED, read_incidents
 
 STEPS = ["trainer.max_steps=12", "tokenizer.trainer.max_steps=12"]
 EVERY = ["trainer.log_every_n_steps=1", "tokenizer.trainer.log_every_n_steps=1"]
@@ -19,7 +20,7 @@ EVERY = ["trainer.log_every_n_steps=1", "tokenizer.trainer.log_every_n_steps=1"]
 
 def curves(path: Path) -> list[tuple[int, str, float]]:
     """Every point but the speed, which no two runs share."""
-    return sorted(point for point in read_curves(path) if point[1] != "train/tokens_per_second")
+    return sorted(point for point in read_curves(path) if not point[1].startswith("speed/"))
 
 
 def stop_after_a_checkpoint(number: signal.Signals, arguments: list[str], folder: Path, stage: str) -> tuple[int, str]:
@@ -63,6 +64,9 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     done = run("pretrain", arguments, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "goes on from step" in done.stderr
+    told = [(i.kind, i.message) for i in read_incidents(tmp_path / f"runs/{stage}/latest/incidents.jsonl")]
+    assert [kind for kind, _ in told if kind in (STOPPED, RESUMED)] == [*([STOPPED] * (code == 75)), RESUMED]
+    assert told[-1][1].endswith("the process before it was killed") == (code != 75)
     for other in ("tokenizer", "pretrain"):
         expected = curves(whole / f"runs/{other}/latest/curves.csv")
         assert [step for step, name, _ in expected if name == "train/loss"] == list(range(1, 13))

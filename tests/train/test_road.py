@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from made_road import draw_pictures, overrides
+from made_road import draw_pictures, overrides, run
 from omegaconf import DictConfig
 from PIL import Image
 from safetensors.torch import load_file
@@ -17,9 +18,11 @@ from transformers import AutoModelForCausalLM
 
 from omnigram.model.bundle import Omnigram
 from omnigram.tokenizers.image import ImageTokenizer
+from omnigram.train.cli import main
 from omnigram.train.compose import compose_config
 from omnigram.train.curves import read_curves
 from omnigram.train.evaluate import evaluate
+from omnigram.train.incidents import read_incidents
 from omnigram.train.pretrain import pretrain
 from omnigram.train.pretraining import Pretraining
 from omnigram.train.tokenizer import make_tokenizer
@@ -49,7 +52,14 @@ def test_each_step_leaves_what_the_design_says(road: tuple[Path, DictConfig]):
     tokenizer = root / "runs/tokenizer/latest"
     for name in ("text.model", "image/config.json", "image/model.safetensors", "reconstructions.png", "config.yaml"):
         assert (tokenizer / name).is_file(), name
-    for name in ("export/config.json", "export/model.safetensors", "samples.png", "metrics.json", "config.yaml"):
+    for name in (
+        "export/config.json",
+        "export/model.safetensors",
+        "samples.png",
+        "metrics.json",
+        "config.yaml",
+        "report.html",
+    ):
         assert (run / name).is_file(), name
     assert (root / "runs/pretrain/latest").resolve() == run.resolve()
     assert not list(root.rglob("*.partial"))
@@ -68,6 +78,11 @@ def test_each_step_leaves_what_the_design_says(road: tuple[Path, DictConfig]):
         "tokens_per_second",
         "parameters",
         "train_flops",
+        "mfu",
+        "data_wait",
+        "peak_memory_gib",
+        "pad_share",
+        "steps_skipped",
     }
     assert wanted <= numbers.keys()
 
@@ -167,6 +182,46 @@ def test_a_run_that_diverges_is_stopped(before_pretraining: tuple[Path, list[str
     assert all(value.isfinite().all() for value in state.values())
 
 
+UNFINISHED = {"run.json", "config.yaml", "curves.csv", "incidents.jsonl", ".lock", "tensorboard"}
+
+
+@pytest.mark.parametrize("part", ["training_step", "configure_optimizers"])
+def test_a_gpu_that_is_full_is_one_line_and_leaves_nothing_half_made(
+    part: str,
+    before_pretraining: tuple[Path, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    folder, asked = before_pretraining
+    monkeypatch.setattr(Pretraining, part, full)
+    assert main(["pretrain", *asked]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("omnigram: out of memory: loader.rows=2 of loader.length=384 need about 0.0 GiB of the ")
+    assert line.endswith("; others may hold the rest: free it, or lower loader.rows")
+    [run] = folder.glob("runs/pretrain/*")
+    assert {path.name for path in run.iterdir()} <= UNFINISHED
+
+
+def test_a_machine_that_is_full_is_one_line_and_leaves_nothing_half_made(before_pretraining: tuple[Path, list[str]]):
+    folder, asked = before_pretraining
+    large = ["loader.rows=3000", "loader.lookahead=8", "loader.prefetch=0", "logger=[csv]"]
+    done = run("pretrain", [*asked, *large], folder, memory=6 * 2**30)
+    assert done.returncode == 2, done.stderr
+    assert re.match(
+        r"omnigram: out of memory: loader\.rows=3000 of loader\.length=384 need about [67]\.\d GiB of the 6\.0 there "
+        r"are \(activations and loss \d+%, weights, gradients and optimizer 0%\): lower loader\.rows to 2\d{3} or "
+        r"less$",
+        done.stderr.splitlines()[-1],
+    )
+    [left] = folder.glob("runs/pretrain/*")
+    assert {path.name for path in left.iterdir()} <= UNFINISHED
+    [stopped] = read_incidents(left / "incidents.jsonl")
+    assert "can't allocate memory" in stopped.message
+
+
 def test_an_interruption_stays_one(before_pretraining: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch):
     _, asked = before_pretraining
     handler = signal.getsignal(signal.SIGINT)
@@ -240,7 +295,7 @@ def test_a_mixture_is_read_by_a_process_and_on_by_a_thread(before_pretraining: t
     weights = load_file(run / "export/model.safetensors")
     shutil.rmtree(run / "export")
     (run / "metrics.json").unlink()
-    (run / "checkpoints/step-00000008.ckpt").unlink()
+    shutil.rmtree(run / "checkpoints/step-00000008")
     assert pretrain(compose_config(asked)) == run, "who reads is no part of what a run is"
     again = load_file(run / "export/model.safetensors")
     assert all(weights[name].equal(again[name]) for name in weights)
