@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from .muon import Muon
+
 NEWTON_SCHULZ_STEPS = 3  # of Muon: in the tokenizer as good as the usual five, and cheaper (docs/LOG.md)
 
 
@@ -50,11 +52,10 @@ def build_optimizers(module: nn.Module, settings: DictConfig, device: torch.devi
     made: list[Optimizer] = [adamw]
     if rate is not None and matrices:
         made.append(
-            torch.optim.Muon(
+            Muon(
                 matrices,
                 lr=rate,
                 weight_decay=settings.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
                 ns_steps=NEWTON_SCHULZ_STEPS,
             )
         )
@@ -74,7 +75,7 @@ def scale_learning_rates(optimizers: Sequence[Optimizer], factor: float) -> None
 def learning_rates(optimizers: Sequence[Optimizer]) -> dict[str, float]:
     """The rates of now, by the names that their peaks have in the configuration."""
     return {
-        "muon_learning_rate" if isinstance(optimizer, torch.optim.Muon) else "learning_rate": group["lr"]
+        "muon_learning_rate" if isinstance(optimizer, Muon) else "learning_rate": group["lr"]
         for optimizer in optimizers
         for group in optimizer.param_groups
     }
