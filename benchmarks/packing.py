@@ -5,6 +5,7 @@ without packing, each document a row of its own, all as long as the packed ones 
 tokens and no pads.
 """
 
+import argparse
 from collections.abc import Sequence
 
 import torch
@@ -43,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = made.parse_args(arguments)
     if args.length % args.mean:
         made.error(f"--length {args.length} has to be a multiple of --mean {args.mean}")
-    args.tokens = args.rows * args.length
-    config = composed(args)
+    tokens = args.rows * args.length
+    config = composed(argparse.Namespace(**vars(args), tokens=tokens))
     prepare(config)
     model = made_model(config, made_vocabulary("omnigram", config)).train()
     if args.compile:
@@ -52,11 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lengths = lengths_of(args.length, args.mean)
     row = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     packed = torch.stack([row + len(lengths) * index for index in range(args.rows)])
-    alone = torch.arange(args.tokens // args.mean)[:, None].expand(-1, args.mean).contiguous()
+    alone = torch.arange(tokens // args.mean)[:, None].expand(-1, args.mean).contiguous()
     rates = in_turns(
         {"ours": lambda _: step_of(model, packed), "peer": lambda _: step_of(model, alone)}, args.rounds, args.steps
     )
-    del args.tokens
     what = {
         "ours": f"{args.rows} rows of {len(lengths)} documents, {min(lengths)} to {max(lengths)} tokens long",
         "peer": f"{len(alone)} rows of one document of {args.mean} tokens",

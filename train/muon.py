@@ -6,7 +6,7 @@ of a small decoder cost more in calls than in arithmetic. The update is torch's,
 Dimensions: M matrices of one shape, R rows, C columns, R <= C.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from jaxtyping import Float
@@ -22,7 +22,7 @@ class Muon(torch.optim.Muon):
     https://arxiv.org/abs/2502.16982, section 2.2.
     """
 
-    def __init__(self, params: list[Tensor], lr: float, weight_decay: float, ns_steps: int) -> None:
+    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float, ns_steps: int) -> None:
         super().__init__(params, lr=lr, weight_decay=weight_decay, ns_steps=ns_steps, adjust_lr_fn="match_rms_adamw")
 
     @torch.no_grad()

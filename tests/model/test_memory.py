@@ -267,7 +267,7 @@ def test_a_step_takes_at_its_highest_what_is_said(
     mixed = bytes_of is AUTOCAST
     division = Division(checkpointing=checkpointing)
     memory = training_memory(config, count_parameters(config), division, 1, length, True, mixed, on_cpu=True)
-    assert memory.total == pytest.approx(live.most, rel=0.06 if accumulated else 0.1)
+    assert memory.total == pytest.approx(live.most, rel=0.06 if accumulated else 0.11)
 
 
 def test_chunks_save_the_memory_of_the_logits() -> None:
