@@ -3,6 +3,7 @@
 Importing it makes transformers' Auto classes know the decoder: `AutoModelForCausalLM.from_pretrained(export)`.
 """
 
+import sys as _sys
 from functools import partial as _partial
 from importlib import import_module as _import_module
 
@@ -11,10 +12,20 @@ import wrapt as _wrapt
 __version__ = "0.1.0"
 __all__ = ["__version__"]
 
+
+def _tell(ours: str, _: object) -> None:
+    """Import one of ours; not while transformers is importing the layers that it is built of, which tell it later."""
+    layers = _sys.modules.get("transformers.modeling_layers")
+    if layers is None or hasattr(layers, "GradientCheckpointingLayer"):
+        _import_module(f"{__name__}.model.{ours}")
+
+
 # Each of ours registers its classes when it is imported. That is when transformers needs it, and not now: it takes
 # seconds, which `omnigram --help` can do without.
-for _theirs, _ours in (("configuration", "configuration"), ("modeling", "decoder"), ("processing", "processor")):
-    _wrapt.register_post_import_hook(
-        _partial(lambda name, _: _import_module(name), f"{__name__}.model.{_ours}"),
-        f"transformers.models.auto.{_theirs}_auto",
-    )
+for _theirs, _ours in (
+    ("models.auto.configuration_auto", "configuration"),
+    ("models.auto.modeling_auto", "decoder"),
+    ("modeling_layers", "decoder"),
+    ("models.auto.processing_auto", "processor"),
+):
+    _wrapt.register_post_import_hook(_partial(_tell, _ours), f"transformers.{_theirs}")

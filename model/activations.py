@@ -91,20 +91,18 @@ class LossBytes(NamedTuple):
 def loss_bytes(config: OmnigramConfig, precision: Precision, tokens: int) -> LossBytes:
     """What the head's loss of `tokens` tokens takes beside the weights and their gradients.
 
-    Chunked: the gradients of the hidden states [N, D] and of the head [V, D] are made in the forward pass. Beside them
-    are the product that is being added and a chunk of logits, or later both gradients a second time, scaled.
+    Chunked: the gradients of the hidden states [N, D] and, in float32, of the head [V, D] are made in the forward pass
+    and scaled where they are in the backward pass. Beside them is a chunk of logits and, where products are narrower
+    than float32, the product that is being added, or at last the gradient in the head's own type.
     Whole: in the backward pass of torch's cross-entropy the float32 log-softmax [N, V] and its gradients on both sides.
     """
     weight, stream, product = precision
     width, vocabulary = config.hidden_size, config.vocab_size
     hidden = tokens * width * max(weight, stream)
-    head = vocabulary * width
     chunk = min(tokens, max(CHUNK_TOKENS, CHUNK_LOGITS // vocabulary))
-    wide = STATISTICS * (2 if chunk < tokens else 1)  # the chunk before goes when the next one is done
-    narrow = product if product < STATISTICS else 0  # the same logits as the product gave them
-    forward = head * (STATISTICS + product) + chunk * vocabulary * (wide + narrow)
-    backward = 2 * weight * head + hidden
-    return LossBytes(hidden + max(forward, backward), 3.0 * STATISTICS * tokens * vocabulary)
+    narrow = product if product < STATISTICS else 0
+    chunked = hidden + vocabulary * (width + chunk) * (STATISTICS + narrow)
+    return LossBytes(chunked, 3.0 * STATISTICS * tokens * vocabulary)
 
 
 def _norm(size: int, given: int, num_norms: int = 1) -> float:

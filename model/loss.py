@@ -17,7 +17,7 @@ from torch import Tensor
 Partition = tuple[int, int]  # first id and number of ids of a contiguous range of the vocabulary
 
 CHUNK_LOGITS = 2**20  # logits of one chunk: four MiB of float32 stay in a CPU's cache
-CHUNK_TOKENS = 64  # but no fewer tokens than this, or the products become thin
+CHUNK_TOKENS = 256  # but no fewer tokens than this: each chunk reads the head, and reads and writes its gradient
 
 
 class LossParts(NamedTuple):
@@ -95,7 +95,10 @@ class _WeightedCrossEntropy(torch.autograd.Function):
             x = hidden[tokens]
             weight = weights[tokens, None]
             target = targets[tokens, None] - start
-            logits = (x @ rows.T).to(wide)
+            product = x @ rows.T
+            narrow = product.dtype
+            logits = product.to(wide)
+            del product
             target_logit = logits.gather(1, target)
             highest = logits.amax(1, keepdim=True)
             unnormalised = logits.sub_(highest).exp_()
@@ -111,7 +114,12 @@ class _WeightedCrossEntropy(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[tokens] = (slope @ rows).to(grad_hidden.dtype)
             if grad_weight is not None:
-                grad_weight[start : start + size] += slope.T @ x
+                total_grad = grad_weight[start : start + size]
+                if narrow == slope.dtype == total_grad.dtype:
+                    total_grad.addmm_(slope.T, x)  # without room for the product
+                else:
+                    total_grad += slope.T @ x
+            del logits, unnormalised, slope  # one array, which would live on while the next chunk's is made
         ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(head_weight.dtype))
         ctx.mark_non_differentiable(token_nats, token_log_z)
         loss = (weights * (token_nats + z_loss * token_log_z.square())).sum()
@@ -119,7 +127,10 @@ class _WeightedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        grads = (None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.saved_tensors)
+        # in place where nobody can come back: a large head's gradient is there once
+        again = torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportAttributeAccessIssue]
+        scale = torch.mul if again else Tensor.mul_
+        grads = (None if grad is None else scale(grad, grad_loss.to(grad.dtype)) for grad in ctx.saved_tensors)
         return (*grads, None, None, None, None, None, None)
 
 

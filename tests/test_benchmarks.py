@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from omnigram.data.document import Document, Segment
 from omnigram.data.shards import shard_name, write_shard
@@ -20,7 +21,12 @@ from omnigram.data.shards import shard_name, write_shard
 ROOT = Path(__file__).resolve().parents[1]
 # those that take turns with a peer; the others are run by the tests of what they measure
 SCRIPTS = sorted(path.name for path in (ROOT / "benchmarks").glob("*.py") if "report(" in path.read_text())
-SMALLEST = {"train_step.py": ["--model", "nano"], "loader.py": ["--workers", "1"]}
+MIX = "--model nano --peer llama --mode mix --tokens 512 --length 512 --vocabulary omnigram"
+SMALLEST = {
+    "train_step.py": f"{MIX} --optimizer adamw".split(),
+    "packing.py": ["--model", "nano", "--rows", "1", "--length", "256", "--mean", "64"],
+    "loader.py": ["--workers", "1"],
+}
 ONCE = ["--rounds", "1", "--steps", "1", "--threads", "1"]
 SAMPLING = [*ONCE, "--model", "tiny", "--side", "4", "--batches", "1", "3", "--vocabularies", "omnigram"]
 
@@ -234,3 +240,71 @@ def test_both_train_on_the_same_tokens(benchmark: Any) -> None:
     # transformers shifts the labels: what it predicts is what our targets are
     shifted = padded.labels[:, 1:]
     assert packed.targets[packed.targets >= 0].tolist() == shifted[shifted >= 0].tolist()
+
+
+def test_full_rows_are_the_documents_end_to_end(benchmark: Any) -> None:
+    train_step = benchmark("train_step")
+    config = train_step.compose_config(["device=cpu", "loader.rows=2", "loader.length=256"])
+    vocabulary = train_step.Vocabulary.appended(2048, codebooks={"image": 1024})
+    collator = train_step.Collator(vocabulary, 2, 256)
+    steps = train_step.dense_rows(vocabulary, config, steps=3)
+    packed = [collator.collate(rows) for rows in steps]
+    assert [(batch.fill, batch.num_pairs) for batch in packed] == [(1.0, 2 * 256 * 257 // 2)] * 3
+    [[first, _]] = train_step.made_documents(vocabulary, config, steps=1)
+    start = first[0].ids.tolist()
+    assert packed[0].ids[0].tolist()[: len(start)] == start
+    peer = train_step.padded([row[0] for row in steps[0]], collator.pad)
+    assert peer.mask is None
+    assert peer.num_tokens == packed[0].num_tokens
+
+
+@pytest.mark.parametrize("peer", ["llama", "emu3", "qwen3"])
+def test_the_peer_computes_what_ours_does(benchmark: Any, peer: str) -> None:
+    train_step = benchmark("train_step")
+    llama = importlib.import_module("peers.llama")
+    config = train_step.compose_config(["device=cpu", "model=nano"])
+    vocabulary = train_step.made_vocabulary("omnigram", config)
+    ours = train_step.made_model(config, vocabulary, qk_norm=llama.HEAD_NORMS[peer]).eval()
+    theirs = llama.peer_model(peer, ours.config).eval()
+    theirs.load_state_dict(ours.state_dict())
+    ids = torch.arange(24).view(2, 12)
+    torch.testing.assert_close(theirs(ids).logits, ours(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+HEAD = ["--tokens", "300", "--width", "16", "--vocabulary", "2000", "--codes", "500", "--threads", "1"]
+
+
+@pytest.mark.parametrize("fault", [None, "loss", "gradient of the head"])
+def test_the_loss_head_is_torchs_or_the_run_fails(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fault: str | None
+) -> None:
+    script = benchmark("loss_head")
+    monkeypatch.setattr(script, "in_own_process", lambda function, *args: function(*args))
+    monkeypatch.setattr(script, "ALLOWED", float("inf"))  # in this process much memory is free already
+    monkeypatch.setattr(script, "growths", lambda works: [100.0 for work in works if work() is None])
+    honest = script.weighted_cross_entropy
+
+    def cheat(hidden: Any, head: Any, *args: Any) -> Any:
+        parts = honest(hidden, head if fault != "gradient of the head" else head * 1.5 - head.detach() * 0.5, *args)
+        return parts._replace(loss=parts.loss * 1.5) if fault == "loss" else parts
+
+    monkeypatch.setattr(script, "weighted_cross_entropy", cheat)
+    if fault is None:
+        script.main(HEAD)
+    else:
+        with pytest.raises(SystemExit, match=f"the {fault} is"):
+            script.main(HEAD)
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines()[2:5]] == ["plain", "chunked", "partitioned"]
+    assert printed.rstrip().endswith(" ".join(HEAD))
+
+
+def test_training_memory_is_that_of_three_processes(benchmark: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark("training_memory").main([*ONCE, *MIX.split()])
+    rows = re.findall(r"^(peer|ours|muon) +([\d,]+) MiB, ([\d.]+) of", capsys.readouterr().out, re.MULTILINE)
+    peaks = {name: float(peak.replace(",", "")) for name, peak, _ in rows}
+    assert set(peaks) == {"peer", "ours", "muon"}
+    for name, _, ratio in rows:
+        assert float(ratio) == pytest.approx(peaks[name] / peaks["peer"], abs=0.02)
+    if sys.platform == "linux":
+        assert min(peaks.values()) > 4 * 1.6e6 * 4 / 2**20  # weights, gradients and AdamW's two, of 1.6 M parameters

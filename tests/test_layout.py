@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -74,6 +75,14 @@ def test_modules_import_and_their_doctests_pass(name: str) -> None:
 
 def test_what_is_imported_is_this_checkout() -> None:
     assert Path(omnigram.__file__).resolve().parent == ROOT
+
+
+@pytest.mark.parametrize("first", ["LlamaForCausalLM", "PreTrainedModel", "AutoModelForCausalLM", "Trainer"])
+def test_whatever_of_transformers_is_imported_first_knows_the_decoder(first: str) -> None:
+    known = "from transformers import AutoModelForCausalLM as auto; print([c.__name__ for c in auto._model_mapping])"
+    code = f"import omnigram; from transformers import {first}; {known}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert "OmnigramConfig" in done.stdout, done.stderr
 
 
 def test_it_is_imported_once() -> None:

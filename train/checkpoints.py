@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_st
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from ..data.artefact import PARTIAL, atomic_write_json, make_folder, plain_errors, sync_folder
+from ..data.artefact import PARTIAL, atomic_write_json, plain_errors, sync_folder
 from .steps import StepModule
 from .world import World
 
@@ -110,7 +110,6 @@ class Checkpoints(Callback):
             _load(self.start, pl_module, self.world)
             load_callbacks(self.start, trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]
         if self.world.is_first:
-            make_folder(self.folder)
             for left in self.folder.glob(f".*{PARTIAL}"):  # by a process that was killed
                 shutil.rmtree(left, ignore_errors=True)
 

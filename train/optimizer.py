@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from .muon import Muon
+
 NEWTON_SCHULZ_STEPS = 3  # of Muon: in the tokenizer as good as the usual five, and cheaper (docs/LOG.md)
 
 
@@ -21,16 +23,21 @@ def hidden_matrices(module: nn.Module) -> list[Tensor]:
 def parameter_groups(
     module: nn.Module, weight_decay: float, left_out: Sequence[Tensor] = ()
 ) -> list[dict[str, object]]:
-    """Parameters that decay (of two dimensions or more, but for embeddings and a head tied to them), and the others."""
+    """Parameters that decay (of two dimensions or more, but for embeddings and a head tied to them), and the others.
+
+    A group without parameters is left out.
+    """
     embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     apart = {id(p) for p in left_out}
     trained = [p for p in module.parameters() if p.requires_grad and id(p) not in apart]
     decaying = [p for p in trained if p.ndim >= 2 and id(p) not in embeddings]
     chosen = {id(p) for p in decaying}
     rest = [p for p in trained if id(p) not in chosen]
-    groups: list[dict[str, object]] = [{"params": decaying, "weight_decay": weight_decay}]
-    groups.append({"params": rest, "weight_decay": 0.0})
-    return [group for group in groups if group["params"]]  # checkpoints of several optimizers take no empty one
+    return [
+        {"params": parameters, "weight_decay": decay}
+        for parameters, decay in ((decaying, weight_decay), (rest, 0.0))
+        if parameters  # checkpoints of several optimizers take no empty group
+    ]
 
 
 def build_optimizers(module: nn.Module, settings: DictConfig, device: torch.device) -> list[Optimizer]:
@@ -42,24 +49,12 @@ def build_optimizers(module: nn.Module, settings: DictConfig, device: torch.devi
     """
     rate: float | None = settings.muon_learning_rate
     matrices = [] if rate is None else hidden_matrices(module)
-    adamw = torch.optim.AdamW(
-        parameter_groups(module, settings.weight_decay, matrices),
-        lr=settings.learning_rate,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.eps,
-        fused=device.type in ("cpu", "cuda"),
-    )
-    made: list[Optimizer] = [adamw]
+    made: list[Optimizer] = []
+    if groups := parameter_groups(module, settings.weight_decay, matrices):
+        betas, fused = (settings.beta1, settings.beta2), device.type in ("cpu", "cuda")
+        made.append(torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, eps=settings.eps, fused=fused))
     if rate is not None and matrices:
-        made.append(
-            torch.optim.Muon(
-                matrices,
-                lr=rate,
-                weight_decay=settings.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-                ns_steps=NEWTON_SCHULZ_STEPS,
-            )
-        )
+        made.append(Muon(matrices, lr=rate, weight_decay=settings.weight_decay, ns_steps=NEWTON_SCHULZ_STEPS))
     for optimizer in made:
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]  # torch's name for the rate that a schedule scales
@@ -76,7 +71,7 @@ def scale_learning_rates(optimizers: Sequence[Optimizer], factor: float) -> None
 def learning_rates(optimizers: Sequence[Optimizer]) -> dict[str, float]:
     """The rates of now, by the names that their peaks have in the configuration."""
     return {
-        "muon_learning_rate" if isinstance(optimizer, torch.optim.Muon) else "learning_rate": group["lr"]
+        "muon_learning_rate" if isinstance(optimizer, Muon) else "learning_rate": group["lr"]
         for optimizer in optimizers
         for group in optimizer.param_groups
     }

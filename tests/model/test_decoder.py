@@ -1,6 +1,6 @@
 """The decoder's laws: packing, caching, padding, saving, compiling; every attention implementation agrees."""
 
-from functools import partial
+from functools import partial, wraps
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+from transformers import modeling_flash_attention_utils as flash
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from omnigram.model import attention
@@ -108,36 +109,80 @@ def test_sdpa_with_attention_dropout_takes_the_mask() -> None:
     torch.testing.assert_close(masked[real], looped[real], rtol=1e-5, atol=1e-5)
 
 
-@torch.no_grad()
-def test_flash_attention_receives_the_bounds_of_the_documents(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in of the variable-length kernel, driven by nothing but what transformers hands on to it."""
-    calls: list[dict[str, Any]] = []
+def varlen_by_definition(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+    block_table: Tensor | None = None,
+) -> Tensor:
+    """flash-attention's interface of [tokens, heads, width], written out; refuses what the kernel refuses."""
+    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
+    assert torch.equal(cu_seqlens_q, cu_seqlens_k)
+    assert causal
+    assert (dropout_p, window_size, softcap) == (0.0, (-1, -1), 0.0)
+    bounds = cu_seqlens_q.tolist()
+    assert (bounds[0], bounds[-1]) == (0, len(q))
+    out = []
+    for start, end in pairwise(bounds):
+        assert 0 < end - start <= min(max_seqlen_q, max_seqlen_k)
+        query, key, value = (x[start:end].transpose(0, 1) for x in (q, k, v))
+        key, value = (x.repeat_interleave(len(query) // len(key), 0) for x in (key, value))
+        scores = query @ key.mT * (softmax_scale or q.shape[-1] ** -0.5)
+        future = torch.full(scores.shape[-2:], float("-inf")).triu(1)
+        out.append(((scores + future).softmax(-1) @ value).transpose(0, 1))
+    return torch.cat(out)
 
-    def varlen(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: float, **kwargs: Any) -> Any:
-        calls.append({**kwargs, "mask": mask})
-        flat = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]
-        out = torch.zeros_like(flat[0])
-        bounds = kwargs["cu_seq_lens_q"].tolist()
-        for start, end in pairwise(bounds):
-            assert 0 < end - start <= kwargs["max_length_q"]
-            query, key, value = (x[None, start:end].transpose(1, 2) for x in flat)
-            future = torch.full((end - start, end - start), float("-inf")).triu(1)
-            out[start:end] = attention.eager_attention(module, query, key, value, future, scaling)[0][0]
-        return out.unflatten(0, q.transpose(1, 2).shape[:2]), None
 
-    model = tiny(num_key_value_heads=2)
+def test_flash_attention_is_handed_the_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through transformers to a stand-in of the kernel: outputs and gradients are those of the documents alone."""
+    calls: list[Tensor] = []
+
+    @wraps(varlen_by_definition)  # transformers looks at its signature
+    def kernel(*args: Any, **kwargs: Any) -> Tensor:
+        calls.append(kwargs["cu_seqlens_q"])
+        return varlen_by_definition(*args, **kwargs)
+
+    def not_these(*args: Any, **kwargs: Any) -> Tensor:
+        raise AssertionError("packed rows go to the variable-length kernel")
+
+    model = tiny(num_key_value_heads=2, qk_norm="rms").train()
     tokens = ids(*DOCUMENTS.shape)
-    expected = model.model(tokens, document_ids=DOCUMENTS).last_hidden_state
-    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", varlen)
+    parameters = dict(model.model.named_parameters())
+
+    def summed(states: Tensor, seed: int) -> Tensor:  # another factor for each token, so that no two can be exchanged
+        return (states * torch.randn(states.shape[-2:], generator=torch.Generator().manual_seed(seed))).sum()
+
+    places = [(row, DOCUMENTS[row] == n) for row in range(3) for n in set(DOCUMENTS[row].tolist()) - {-1}]
+    alone = [model.model(tokens[row, place][None]).last_hidden_state[0] for row, place in places]
+    total = sum((summed(states, seed) for seed, states in enumerate(alone)), torch.zeros(()))
+    wanted = torch.autograd.grad(total, list(parameters.values()))
+
+    for name in ("_loaded_implementation", "_flash_fn", "_flash_varlen_fn", "_flash_with_kvcache_fn", "_pad_fn"):
+        monkeypatch.setattr(flash, name, None)  # what transformers sets when it loads kernels, to be undone
+    for name in ("_unpad_fn", "_process_flash_kwargs_fn", "_process_with_kvcache_kwargs_fn"):
+        monkeypatch.setattr(flash, name, None)
+    monkeypatch.setattr(flash, "_lazy_imports", lambda *_, **__: (not_these, kernel, None, None, None))
     model.config._attn_implementation_internal = "flash_attention_2"
-    flash = model.model(tokens, document_ids=DOCUMENTS).last_hidden_state
-    real = DOCUMENTS >= 0
-    torch.testing.assert_close(flash[real], expected[real], rtol=1e-5, atol=1e-5)
-    assert len(calls) == 2
-    assert calls[0]["mask"] is None
-    assert calls[0]["cu_seq_lens_q"].tolist() == [0, 7, 16, 20, 23, 25, 40, 60]
-    assert calls[0]["cu_seq_lens_q"].dtype == calls[0]["cu_seq_lens_k"].dtype == torch.int32
-    assert calls[0]["max_length_q"] == calls[0]["max_length_k"] == 20
+    packed = model.model(tokens, document_ids=DOCUMENTS).last_hidden_state
+    for (row, place), states in zip(places, alone, strict=True):
+        torch.testing.assert_close(packed[row, place], states, rtol=1e-5, atol=1e-5)
+    total = sum((summed(packed[row, place], seed) for seed, (row, place) in enumerate(places)), torch.zeros(()))
+    found = torch.autograd.grad(total, list(parameters.values()))
+    for name, grad, value in zip(parameters, found, wanted, strict=True):
+        torch.testing.assert_close(grad, value, rtol=1e-5, atol=1e-5 * float(value.abs().max()), msg=name)
+    assert [bounds.tolist() for bounds in calls] == [[0, 7, 16, 20, 23, 25, 40, 60]] * 2
 
 
 @torch.no_grad()

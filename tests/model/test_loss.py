@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_memory import Live
 from torch import Tensor
 
 from omnigram.model.loss import LossParts, Partition, weighted_cross_entropy
@@ -132,16 +133,28 @@ def test_a_partition_costs_less_than_the_whole_vocabulary_and_says_so_in_nats() 
     assert (run(x).token_nats <= run(free).token_nats + 1e-12).all()
 
 
-def test_only_one_chunk_of_logits_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens, vocabulary, chunk = 64, 5000, 8
-    hidden = torch.randn(tokens, WIDTH, requires_grad=True)
-    head = torch.randn(vocabulary, WIDTH, requires_grad=True)
-    with torch.autograd.profiler.profile(profile_memory=True) as profile:
-        weighted_cross_entropy(hidden, head, torch.arange(tokens), torch.ones(tokens), chunk=chunk).loss.backward()
-    events = profile.function_events  # pyright: ignore
-    assert events
-    largest = max(event.cpu_memory_usage for event in events)
-    assert largest < 4 * tokens * vocabulary / 2  # half of all logits, though gradients of the head are counted too
+def test_beside_the_gradients_one_chunk_of_logits_is_alive() -> None:
+    tokens, vocabulary, width, chunk = 64, 5000, 16, 8
+    hidden = torch.randn(tokens, width, requires_grad=True)
+    head = torch.randn(vocabulary, width, requires_grad=True)
+    targets, weights = torch.arange(tokens), torch.ones(tokens)
+    live = Live([hidden, head, targets, weights])
+    held = live.now
+    with live:
+        weighted_cross_entropy(hidden, head, targets, weights, chunk=chunk).loss.mul(0.5).backward()
+    assert live.most - held < 1.02 * 4 * (vocabulary * width + tokens * width + chunk * vocabulary) + 4096
+
+
+def test_a_second_backward_pass_gives_the_same_gradients() -> None:
+    x = example(8, 12)
+    leaves = [x["hidden"], x["head_weight"]]
+    loss = run(x).loss * 0.3
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    kept = [grad.clone() for grad in first]
+    second = torch.autograd.grad(loss * 2, leaves)
+    for grad, before, again in zip(first, kept, second, strict=True):
+        assert torch.equal(grad, before)
+        torch.testing.assert_close(again, 2 * before)
 
 
 def test_a_target_outside_of_its_partition_is_named() -> None:
