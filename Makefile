@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || echo python3)
 VENV ?= .venv
 ARGS ?=
-EXTRAS := pictures,evaluation,notebook,ray,cluster,test,check
+EXTRAS := pictures,evaluation,notebook,cluster,test,check
 INSTALLED := $(VENV)/.installed
 OMNIGRAM := $(VENV)/bin/omnigram
 EXPORT := runs/pretrain/latest/export

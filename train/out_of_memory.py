@@ -7,9 +7,7 @@ kills for want of memory can say nothing; the next start notes in incidents.json
 import contextlib
 import os
 import resource
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 from omegaconf import DictConfig
@@ -17,6 +15,7 @@ from omegaconf import DictConfig
 from ..model.configuration import OmnigramConfig
 from ..model.memory import Division, Memory, count_parameters, training_memory
 from .machine import precision
+from .world import World
 
 GIB = 2.0**30
 MARGIN = 0.1  # of the memory, for what the formulas leave out; `omnigram plan` leaves as much
@@ -55,37 +54,47 @@ def memory_advice(advice: str | Callable[[], str]) -> Iterator[None]:
     raise NotEnoughMemoryError(f"out of memory: {told}") from None
 
 
-def training_advice(config: DictConfig, decoder: OmnigramConfig, device: torch.device) -> str:
-    """Which setting of pre-training to lower, by the formulas of `omnigram plan`, for one whole replica."""
-    parameters = count_parameters(decoder)
-    length, rows = int(config.loader.length), int(config.loader.rows)
+def training_advice(config: DictConfig, decoder: OmnigramConfig, device: torch.device, world: World) -> str:
+    """Which setting to change, by the formulas of `omnigram plan`: first those that change no result."""
+    settings, length = config.trainer, int(config.loader.length)
+    rows, parts = config.loader.rows // world.data_size, int(settings.accumulation)  # rows of this process
+    shards = world.data_size if settings.strategy == "fsdp" else 1
     muon = config.optimizer.muon_learning_rate is not None
     mixed = precision(config, device).startswith("bf16")
-    needs = partial(
-        training_memory,
-        decoder,
-        parameters,
-        Division(),
-        length=length,
-        muon=muon,
-        mixed=mixed,
-        on_cpu=device.type == "cpu",
-    )
-    room, needed = total_memory(device), needs(rows=rows)
-    fitting = bisect_right(range(1, rows + 1), (1 - MARGIN) * room, key=lambda number: needs(rows=number).total)
+    room, parameters = total_memory(device), count_parameters(decoder)
+
+    def needs(parts: int, checkpointing: bool) -> Memory:
+        division = Division(shards, world.tensor, checkpointing)
+        on_cpu = device.type == "cpu"
+        batch = {"rows": rows // parts, "length": length}
+        return training_memory(decoder, parameters, division, **batch, muon=muon, mixed=mixed, on_cpu=on_cpu)
+
+    def fits(parts: int, checkpointing: bool) -> bool:
+        return needs(parts, checkpointing).total <= (1 - MARGIN) * room
+
+    recomputing = bool(settings.activation_checkpointing)
+    needed = needs(parts, recomputing)
     states, step = _divided(needed)
+    at_once = f"{rows // parts} rows at once" if rows // parts > 1 else "one row"
     what = (
-        f"loader.rows={rows} of loader.length={length} need about {needed.total / GIB:,.1f} GiB of the "
+        f"{at_once} of loader.length={length}: about {needed.total / GIB:,.1f} GiB of the "
         f"{room / GIB:,.1f} there are (activations and loss {step / needed.total:.0%}, "
         f"weights, gradients and optimizer {states / needed.total:.0%})"
     )
+    divisors = [number for number in range(parts, rows + 1) if rows % number == 0 and number % parts == 0]
     if states > (1 - MARGIN) * room:
-        return f"{what}: choose a smaller model="
-    if fitting >= rows:
-        return f"{what}; others may hold the rest: free it, or lower {'loader.rows' if rows > 1 else 'loader.length'}"
-    if fitting:
-        return f"{what}: lower loader.rows to {fitting} or less"
-    return f"{what}: lower {'loader.rows to 1 and ' if rows > 1 else ''}loader.length, or choose a smaller model="
+        more = "" if shards > 1 else ", or deal it to several GPUs (trainer.strategy=fsdp)"
+        return f"{what}: choose a smaller model={more}"
+    if fits(parts, recomputing):
+        lower = f"raise trainer.accumulation to {divisors[1]}" if len(divisors) > 1 else "lower loader.length"
+        return f"{what}; others may hold the rest: free it, or {lower}"
+    for also in sorted({recomputing, True}):
+        for number in divisors:
+            if fits(number, also):
+                changes = [f"trainer.accumulation={number}"] if number > parts else []
+                changes += ["trainer.activation_checkpointing=true"] if also > recomputing else []
+                return f"{what}: set {' and '.join(changes)}, which change{'' if len(changes) > 1 else 's'} no result"
+    return f"{what}: lower loader.length, or choose a smaller model="
 
 
 def _divided(memory: Memory) -> tuple[float, float]:

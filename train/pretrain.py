@@ -23,6 +23,8 @@ from ..data.artefact import file_sha256, publish_folder
 from ..data.loader import Loader
 from ..data.mixture import Mixture, read_entries
 from ..data.packing import PackedBatch
+from ..data.remote import Network
+from ..data.shard_cache import ShardCache
 from ..data.stream import LoaderConfig
 from ..data.stream_state import Seen
 from ..data.tokens import TokenDataset
@@ -88,7 +90,7 @@ def pretrain(config: DictConfig) -> Path:
     world = join_world(device, config.trainer.tensor_parallel)
     _check_rows(config, world)
     folder = world.lead(lambda: make_tokens(config))
-    tokens = TokenDataset(folder, "train")
+    tokens = TokenDataset(folder, "train", **_elsewhere(config))
     mixture = Mixture.opened(_mixed(config), tokens)
     decoder = model_config(config, tokens, mixture)
     made_from = _made_from(config, tokens, mixture)
@@ -101,7 +103,7 @@ def pretrain(config: DictConfig) -> Path:
         codec = read_tokenizers(tokenizer_run(config), device)
         if world.is_first:
             write_config(run, OmegaConf.to_yaml(config, resolve=True))
-        with memory_advice(lambda: training_advice(config, decoder, device)):
+        with memory_advice(lambda: training_advice(config, decoder, device, world)):
             module, telemetry = _train(run, config, decoder, tokens, mixture, codec, world)
             numbers = _training_numbers(module, mixture, telemetry, world)
             whole = whole_model(module.model, world)
@@ -118,6 +120,13 @@ def pretrain(config: DictConfig) -> Path:
         shown = f"{run.folder / 'samples.png'} and {run.folder / REPORT}"
         console.print(f"{run.folder}: see {shown}", highlight=False, soft_wrap=True)
     return run.folder
+
+
+def _elsewhere(config: DictConfig) -> dict[str, Any]:
+    """How data sets at an address are read."""
+    cache, network = config.elsewhere.cache, Network(**config.elsewhere.network)
+    kept = ShardCache(cache.folder, int(cache.gigabytes * 1e9)) if cache.gigabytes else None
+    return {"cache": kept, "network": network}
 
 
 def _check_rows(config: DictConfig, world: World) -> None:

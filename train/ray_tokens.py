@@ -42,7 +42,7 @@ class RayEngine:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         try:
-            import ray.data
+            import ray.data  # pyright: ignore[reportMissingImports] - an extra
         except ImportError:
             raise ValueError(
                 "tokens.engine=ray needs a package that is not installed: pip install 'omnigram[ray]', "
@@ -111,7 +111,7 @@ class EncodeShard:
     """A worker: the tokenizers on its device, and a shard at a time. A faulty shard is a row, not an exception."""
 
     def __init__(self, work: ShardWork, encoder: Any, device: str) -> None:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
 
         torch.set_flush_denormal(True)
         self.work = work

@@ -70,8 +70,8 @@ def _handler(faulty: Faulty) -> type[http.server.BaseHTTPRequestHandler]:
                 self.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
             self.end_headers()
             sent = body[:place] if kind in ("drop", "stall") else body
+            faulty.sent += len(sent)  # before, for the reader may be quicker than the next line here
             self.wfile.write(sent)
-            faulty.sent += len(sent)
             if kind == "stall":
                 self.wfile.flush()
                 faulty.stall()

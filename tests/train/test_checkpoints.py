@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,6 +144,27 @@ def test_a_full_disk_stops_the_run_in_one_line_and_leaves_the_last_checkpoint(
     assert steps_of(tmp_path) == [1, 2]
     assert not list(tmp_path.glob(".*"))
     assert train(tmp_path, 6).step == 6
+
+
+def test_sigterm_while_one_is_written_waits_for_it_and_saves_the_step_that_is_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, module = checkpoints.async_save, Module()
+
+    def interrupted(state: dict[str, dict[str, Tensor]], **options: Any) -> Any:
+        writing = real(state, **options)
+        if int(state["model"]["steps_done"]) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return writing
+
+    monkeypatch.setattr(checkpoints, "async_save", interrupted)
+    handler = signal.getsignal(signal.SIGTERM)
+    assert train(tmp_path, 9, keep=9, module=module).step == 4  # the step after, which agrees on it
+    assert module.stopping
+    assert signal.getsignal(signal.SIGTERM) == handler
+    assert steps_of(tmp_path) == [1, 2, 3, 4]
+    monkeypatch.undo()
+    assert train(tmp_path, 9).weight.equal(train(tmp_path / "whole", 9).weight)
 
 
 def test_the_next_one_waits_for_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from omnigram.train.out_of_memory import (
     training_advice,
 )
 from omnigram.train.planning import decoder_config
+from omnigram.train.world import World
 
 CPU = torch.device("cpu")
 
@@ -42,44 +43,54 @@ def test_what_allocators_raise_is_known_and_other_faults_are_not() -> None:
         torch.empty(far_too_much, dtype=torch.uint8)
 
 
+LONG = ["model=small", "loader.length=2048"]
+
+
 @pytest.mark.parametrize(
     ("room", "overrides", "ending"),
     [
-        (8, ["model=small", "loader.rows=64", "loader.length=2048"], r": lower loader\.rows to (\d+) or less"),
-        (0.1, ["model=small", "loader.rows=64"], r": choose a smaller model="),
+        (8, [*LONG, "loader.rows=64"], r": set trainer\.accumulation=(\d+), which changes no result"),
+        (8, [*LONG, "loader.rows=64", "trainer.accumulation=2"], r": set trainer\.accumulation=(\d+), which .*"),
+        (0.7, [*LONG, "loader.rows=1"], r": set trainer\.activation_checkpointing=true, which changes no result"),
         (
-            0.55,
-            ["model=small", "loader.rows=1", "loader.length=2048"],
-            r": lower loader\.length, or choose a smaller model=",
+            0.45,
+            [*LONG, "loader.rows=2"],
+            r": set trainer\.accumulation=(\d+) and trainer\.activation_checkpointing=true, which change no result",
         ),
-        (
-            0.55,
-            ["model=small", "loader.rows=2", "loader.length=2048"],
-            r": lower loader\.rows to 1 and loader\.length, or .*",
-        ),
-        (500, ["model=small", "loader.rows=4"], r"; others may hold the rest: free it, or lower loader\.rows"),
-        (500, ["model=small", "loader.rows=1"], r"; others may hold the rest: free it, or lower loader\.length"),
+        (0.1, ["model=small"], r": choose a smaller model=, or deal it to several GPUs \(trainer\.strategy=fsdp\)"),
+        (0.28, [*LONG, "loader.length=2040"], r": lower loader\.length, or choose a smaller model="),
+        (500, [*LONG, "loader.rows=4"], r"; others may hold the rest: free it, or raise trainer\.accumulation to 2"),
+        (500, [*LONG, "loader.rows=1"], r"; others may hold the rest: free it, or lower loader\.length"),
     ],
 )
 def test_the_setting_that_is_named_is_what_holds_most(
     room: float, overrides: list[str], ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(out_of_memory, "total_memory", lambda device: room * GIB)
-    config = compose_config([*overrides, "device=cpu"])
-    told = training_advice(config, decoder_config(config), CPU)
-    start = (
-        rf"loader\.rows=\d+ of loader\.length=\d+ need about [\d.]+ GiB of the {room:,.1f} there are \(activations and "
-    )
-    pattern = start + rf"loss \d+%, weights, gradients and optimizer \d+%\){ending}"
-    match = re.fullmatch(pattern, told)
+
+    def advice(*more: str) -> str:
+        config = compose_config([*overrides, "device=cpu", *more])
+        return training_advice(config, decoder_config(config), CPU, World())
+
+    told = advice()
+    start = rf"(?:\d+ rows at once|one row) of loader\.length=\d+: about [\d.]+ GiB of the {room:,.1f} there are "
+    shares = r"\(activations and loss \d+%, weights, gradients and optimizer \d+%\)"
+    match = re.fullmatch(start + shares + ending, told)
     assert match, told
-    if match.groups():  # what is named fits, and two rows more do not
+    if match.groups() and "checkpointing" not in told:  # what is named fits, and half of it does not
         advised = int(match[1])
-        assert 1 <= advised < 64
-        again = compose_config([*overrides, "device=cpu", f"loader.rows={advised + 1}"])
-        assert f"lower loader.rows to {advised} or less" in training_advice(again, decoder_config(again), CPU)
-        fitting = compose_config([*overrides, "device=cpu", f"loader.rows={advised}"])
-        assert "others may hold the rest" in training_advice(fitting, decoder_config(fitting), CPU)
+        assert "others may hold the rest" in advice(f"trainer.accumulation={advised}")
+        assert f"set trainer.accumulation={advised}, " in advice(f"trainer.accumulation={advised // 2}")
+
+
+def test_the_advice_knows_how_many_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(out_of_memory, "total_memory", lambda device: 8 * GIB)
+    asked = ["model=small", "loader.length=2048", "loader.rows=64", "device=cpu"]
+    config = compose_config(asked)
+    alone, of_64 = (training_advice(config, decoder_config(config), CPU, World(0, size)) for size in (1, 64))
+    assert alone.startswith("64 rows at once of")
+    assert of_64.startswith("one row of")
+    assert "others may hold the rest" in of_64
 
 
 def test_there_is_as_much_as_the_machine_has() -> None:

@@ -23,7 +23,9 @@ from omnigram.tokenizers.text import TextTokenizer
 from omnigram.train import ray_tokens
 from omnigram.train.ray_tokens import RayEngine
 
-pytest.importorskip("ray.data", reason="needs omnigram[ray]")
+pytest.importorskip(
+    "ray.data", reason="Ray is half a gigabyte that `make install` leaves out: pip install 'omnigram[ray]'"
+)
 
 NETWORK = NetworkConfig(stem=8, channels=[8], encoder_blocks=[1], decoder_blocks=[1], spatial_norm=False)
 QUANTIZER = QuantizerConfig(

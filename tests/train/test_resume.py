@@ -1,10 +1,12 @@
 """kill -9 or SIGTERM in the middle of training, then the same command: as if the run had never been stopped."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
+from random import Random
 
 import pytest
 from made_road import command, draw_pictures, overrides, run
@@ -49,8 +51,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[st
     return folder, arguments
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-@pytest.mark.parametrize("stage", ["tokenizer", "pretrain"])
+@pytest.mark.parametrize(
+    ("stage", "number"),
+    [("tokenizer", signal.SIGKILL), ("tokenizer", signal.SIGTERM), ("pretrain", signal.SIGTERM)],  # and kills below
+)
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     stage: str, number: signal.Signals, undisturbed: tuple[Path, list[str]], tmp_path: Path
 ):
@@ -76,3 +80,58 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     assert image[0] == image[1]
     weights = [load_file(f / "runs/pretrain/latest/export/model.safetensors") for f in (whole, tmp_path)]
     assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+
+
+def test_random_kills_change_nothing(
+    undisturbed: tuple[Path, list[str]], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """kill -9 at any moment, of the training, while a checkpoint is written, or of the process that makes batches.
+
+    Checkpoints follow each other so closely that one is being written most of the time.
+    """
+    whole, asked = undisturbed
+    arguments = [*asked, "trainer.checkpoint_every_n_steps=1"]
+    for part in ("datasets", "runs/tokenizer"):
+        shutil.copytree(whole / part, tmp_path / part, symlinks=True)
+    seed, kills, at_work = request.config.getoption("--kills"), 0, list[str]()
+    random = Random(seed)
+    while kills < request.config.getoption("--kills"):
+        process = subprocess.Popen(
+            command("pretrain", [*arguments, f"loader.workers={kills % 2}"]),
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+        )
+        before = set(tmp_path.glob("runs/pretrain/*/checkpoints/step-*"))
+        while process.poll() is None and set(tmp_path.glob("runs/pretrain/*/checkpoints/step-*")) == before:
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 0.15))
+        if list(tmp_path.glob("runs/pretrain/*/metrics.json")):  # it came to its end: from the start once more
+            process.communicate()
+            shutil.rmtree(tmp_path / "runs/pretrain")
+            continue
+        victim, children = process.pid, children_of(process.pid)
+        if kills % 2 and children and random.random() < 0.5:
+            victim = children[-1]
+        at_work += [path.name for path in tmp_path.glob("runs/pretrain/*/checkpoints/.*.partial")]
+        os.kill(victim, signal.SIGKILL)
+        _, told = process.communicate(timeout=60)
+        if victim != process.pid:
+            assert process.returncode == 2, told
+            assert b"omnigram: " in told.splitlines()[-1]
+        kills += 1
+    done = run("pretrain", arguments, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert curves(tmp_path / "runs/pretrain/latest/curves.csv") == curves(whole / "runs/pretrain/latest/curves.csv")
+    weights = [load_file(f / "runs/pretrain/latest/export/model.safetensors") for f in (whole, tmp_path)]
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+    print(f"{kills} kills, {len(at_work)} of them while a checkpoint was written")
+
+
+def children_of(process: int) -> list[int]:
+    """Processes that a process has started and that live."""
+    try:
+        return [int(number) for number in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:
+        return []

@@ -202,8 +202,8 @@ def test_a_gpu_that_is_full_is_one_line_and_leaves_nothing_half_made(
     monkeypatch.setattr(Pretraining, part, full)
     assert main(["pretrain", *asked]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("omnigram: out of memory: loader.rows=2 of loader.length=384 need about 0.0 GiB of the ")
-    assert line.endswith("; others may hold the rest: free it, or lower loader.rows")
+    assert line.startswith("omnigram: out of memory: 2 rows at once of loader.length=384: about 0.0 GiB of the ")
+    assert line.endswith("; others may hold the rest: free it, or raise trainer.accumulation to 2")
     [run] = folder.glob("runs/pretrain/*")
     assert {path.name for path in run.iterdir()} <= UNFINISHED
 
@@ -214,9 +214,9 @@ def test_a_machine_that_is_full_is_one_line_and_leaves_nothing_half_made(before_
     done = run("pretrain", [*asked, *large], folder, memory=6 * 2**30)
     assert done.returncode == 2, done.stderr
     assert re.match(
-        r"omnigram: out of memory: loader\.rows=3000 of loader\.length=384 need about [67]\.\d GiB of the 6\.0 there "
-        r"are \(activations and loss \d+%, weights, gradients and optimizer 0%\): lower loader\.rows to 2\d{3} or "
-        r"less$",
+        r"omnigram: out of memory: 3000 rows at once of loader\.length=384: about [67]\.\d GiB of the 6\.0 there are "
+        r"\(activations and loss \d+%, weights, gradients and optimizer 0%\): set trainer\.accumulation=2, which "
+        r"changes no result$",
         done.stderr.splitlines()[-1],
     )
     [left] = folder.glob("runs/pretrain/*")

@@ -140,8 +140,10 @@ def test_an_interruption_leaves_the_jobs_and_the_same_command_follows_them(
         with pytest.raises(KeyboardInterrupt):
             launch([slow])
     assert "the jobs go on: `squeue -j 100` lists them, `tail -f " in capsys.readouterr().err
-    Path("go").touch()
+    finish = threading.Timer(2, Path("go").absolute().touch)  # while the second launch follows it
+    finish.start()
     assert launch([slow]) == ["runs/slow"]
+    finish.join()
     assert sbatch_calls(slurm) == 1
     assert "these jobs are there already" in capsys.readouterr().err
     assert launch([slow]) == ["runs/slow"]  # once they have ended, it is a new launch
