@@ -135,4 +135,4 @@ def _ahead(made: _Maker, number: int) -> Iterator[PackedBatch]:
     finally:
         stopped.set()
         made.close()
-        thread.join()
+        thread.join(timeout=5)  # one that waits for a network ends with the process

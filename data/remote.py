@@ -10,7 +10,9 @@ import email.utils
 import http.client
 import importlib.util
 import io
+import os
 import random
+import signal
 import socket
 import ssl
 import subprocess
@@ -40,7 +42,7 @@ class Network:
 
     Attributes:
         attempts: in a row without a byte, before it is given up.
-        timeout: seconds without a byte that count as a lost connection.
+        timeout: seconds without a byte that count as a lost connection, of http(s); other protocols have their own.
         pause: seconds before the second attempt; it doubles up to a minute, and is drawn from half of it to all.
     """
 
@@ -142,7 +144,7 @@ class RemoteStream(io.RawIOBase):
         self._connection = connection
         if not self._known:
             self.size, self.tag, self._known = connection.size, connection.tag, True
-        elif (connection.size, connection.tag) != (self.size, self.tag):
+        elif _differ(connection.size, self.size) or _differ(connection.tag, self.tag):
             raise AddressError(f"{shown(self.address)} changed while it was read: run the same command again")
         while start < self._at:
             passed = len(connection.read(min(self._at - start, BUFFER)))
@@ -175,6 +177,11 @@ class RemoteStream(io.RawIOBase):
             stacklevel=2,
         )
         time.sleep(seconds)
+
+
+def _differ(now: object, before: object) -> bool:
+    """Whether two answers contradict each other; one that goes on with a file need not say all again."""
+    return None not in (now, before) and now != before
 
 
 def _passes(error: Exception, known: bool) -> bool:
@@ -302,7 +309,9 @@ class _Command:
     tag: str | None = None
 
     def __init__(self, address: str) -> None:
-        self._process = subprocess.Popen(address.removeprefix("pipe:"), shell=True, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(
+            address.removeprefix("pipe:"), shell=True, stdout=subprocess.PIPE, start_new_session=True
+        )
         self._address = address
 
     def read(self, most: int) -> bytes:
@@ -318,5 +327,5 @@ class _Command:
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)  # and what the shell has started
             self._process.wait()

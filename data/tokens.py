@@ -4,11 +4,12 @@ It lies in a folder, or at an address, from where its shards come through a cach
 """
 
 import contextlib
+import queue
 import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class TokenDataset:
         self._starts = np.concatenate([[0], np.cumsum(self.shard_sizes)]).tolist()
         self._held: OrderedDict[int, Future[TokenShard]] = OrderedDict()
         self._lock = threading.Lock()
-        self._reader: ThreadPoolExecutor | None = None
+        self._wanted: queue.SimpleQueue[tuple[Future[TokenShard], int]] | None = None  # of the thread that reads
 
     def of_split(self, split: str) -> "TokenDataset":
         """Another split of the same data set."""
@@ -76,7 +77,7 @@ class TokenDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process, which reads the shards itself."""
-        return {**vars(self), "_held": OrderedDict(), "_lock": None, "_reader": None}
+        return {**vars(self), "_held": OrderedDict(), "_lock": None, "_wanted": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _lock=threading.Lock())
@@ -166,13 +167,26 @@ class TokenDataset:
             if held is not None and not (held.done() and held.exception()):  # one that failed is tried anew
                 self._held.move_to_end(shard)
                 return held
-            if self._reader is None:
-                self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="omnigram-shards")
-            self._held[shard] = self._reader.submit(self._read, shard)
+            if self._wanted is None:
+                self._wanted = queue.SimpleQueue()
+                # not of an executor, for whose threads the end of a process waits: a network may be slow
+                threading.Thread(target=self._serve, args=(self._wanted,), name="omnigram-shards", daemon=True).start()
+            self._held[shard] = Future()
+            self._wanted.put((self._held[shard], shard))
             self._held.move_to_end(shard)
             while len(self._held) > self._hold:
                 self._held.popitem(last=False)
             return self._held[shard]
+
+    def _serve(self, wanted: "queue.SimpleQueue[tuple[Future[TokenShard], int]]") -> None:
+        """Read what is asked for, one after the other."""
+        while True:
+            held, shard = wanted.get()
+            try:
+                held.set_result(self._read(shard))
+            except BaseException as error:
+                held.set_exception(error)
+            del held  # or the last shard would stay
 
     def _read(self, shard: int) -> TokenShard:
         address, sha256 = self._address(shard), self._shards[shard].get("sha256")

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ..data.stream_state import Seen, streams_of
 from .incidents import Incidents
 from .steps import StepModule
 
@@ -225,10 +226,8 @@ class Alarms(Callback):
 
 
 def left_out(state: Any) -> int:
-    """Parts of the data that a loader's state counts as damaged or dropped, over all loaders in it."""
-    if isinstance(state, list):
-        return sum(left_out(part) for part in state)
-    seen = state.get("seen") if isinstance(state, dict) else None
-    if not isinstance(seen, dict):
+    """Parts of the data that a loader's state counts as damaged or dropped; 0 for the state of another kind of data."""
+    if state is None or not all("seen" in stream for stream in streams_of(state)):
         return 0
-    return int(seen.get("dropped", 0)) + sum(seen.get("damaged", {}).values())
+    seen = Seen.of(state)
+    return seen.dropped + sum(seen.damaged.values())

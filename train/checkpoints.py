@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_st
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from ..data.artefact import PARTIAL, atomic_write_json, plain_errors, sync_folder
+from ..data.artefact import PARTIAL, atomic_write, plain_errors, sync_folder
 from .steps import StepModule
 from .world import World
 
@@ -167,12 +167,12 @@ class Checkpoints(Callback):
         partial, path = self._partial(step), self.folder / NAME.format(step)
         with plain_errors(path):
             try:
-                with _plain_faults(path):
+                with _plain_faults(path, "cannot be written"):
                     writing.result()
                 if not self.world.is_first:
                     return
                 files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
-                atomic_write_json(partial / MANIFEST, {**manifest, "files": files})
+                atomic_write(partial / MANIFEST, json.dumps({**manifest, "files": files}))
                 if path.exists():  # damaged, or it would have been gone on from
                     shutil.rmtree(path)
                 os.replace(partial, path)
@@ -188,7 +188,7 @@ class Checkpoints(Callback):
 
 
 @contextlib.contextmanager
-def _plain_faults(path: Path) -> Iterator[None]:
+def _plain_faults(path: Path, what: str = "does not fit this run") -> Iterator[None]:
     """The first rank's error where torch wraps those of all ranks in one of its own; a misfit is a ValueError."""
     try:
         yield
@@ -196,7 +196,7 @@ def _plain_faults(path: Path) -> Iterator[None]:
         cause = next(iter(error.failures.values()))[0]
         if isinstance(cause, OSError):
             raise cause from None
-        raise ValueError(f"the checkpoint {path} does not fit this run: {' '.join(str(cause).split())}") from None
+        raise ValueError(f"the checkpoint {path} {what}: {' '.join(str(cause).split())}") from None
 
 
 def _manifest(path: Path) -> Mapping[str, Any]:

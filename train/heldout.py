@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from ..data.artefact import atomic_write
 from ..data.evaluation_batches import EvaluationBatches
@@ -18,7 +19,6 @@ from ..model.decoder import OmnigramForCausalLM
 from .captioned_pictures import captioned_picture_of
 from .curves import log_picture
 from .out_of_memory import memory_advice
-from .parallel import whole_model
 from .pictures_page import contact_sheet
 from .pretraining import Pretraining, bits_by_modality
 
@@ -28,7 +28,8 @@ SAMPLES = "samples"  # folder of the grids in a run
 class HeldOut(Callback):
     """Now and then: bits of each modality on held-out splits, and a grid of pictures drawn from words.
 
-    Of several ranks the first one does it, and the others wait for it at their next step.
+    Of several ranks the first one does it, and the others wait for it at their next step; where the weights are dealt
+    over the ranks (FSDP2) all of them measure the same batches, and pictures are left to the end of the run.
 
     bundle: puts a decoder together with the tokenizers of its tokens
     """
@@ -52,21 +53,22 @@ class HeldOut(Callback):
         step = pl_module.step
         if step % self.config.trainer.validate_every_n_steps:
             return
-        whole = whole_model(pl_module.model, pl_module.world)
-        if whole is None:
+        model, dealt = pl_module.model, isinstance(pl_module.model, FSDPModule)
+        if not (dealt or pl_module.world.is_first):
             return
-        whole.eval()
+        model.eval()
         # not compiled: every new shape would be compiled anew
         precision = trainer.precision_plugin.val_step_context()
         with torch.no_grad(), precision, torch.compiler.set_stance("force_eager"):
             for split, dataset in self.heldout.items():
-                values = {f"{split}/bits_{name}": bits for name, bits in self._bits(pl_module, whole, dataset).items()}
+                values = {f"{split}/bits_{name}": bits for name, bits in self._bits(pl_module, dataset).items()}
                 for logger in trainer.loggers:
                     logger.log_metrics(values, step=step)
-            self._draw(trainer, whole, step)
-        whole.train()
+            if not dealt:
+                self._draw(trainer, model, step)
+        model.train()
 
-    def _bits(self, module: Pretraining, model: OmnigramForCausalLM, dataset: TokenDataset) -> dict[str, float]:
+    def _bits(self, module: Pretraining, dataset: TokenDataset) -> dict[str, float]:
         batches = EvaluationBatches(
             dataset,
             dataset.grammar(),
@@ -78,7 +80,7 @@ class HeldOut(Callback):
         found: dict[str, list[Tensor]] = {}
         for batch in batches:
             moved = batch.to(module.device)
-            for name, bits in bits_by_modality(moved, module.loss_parts(moved, model), module.vocabulary).items():
+            for name, bits in bits_by_modality(moved, module.loss_parts(moved), module.vocabulary).items():
                 found.setdefault(name, []).append(bits)
         return {name: float(torch.cat(bits).mean()) for name, bits in found.items()}
 

@@ -8,6 +8,7 @@ the curves are. Stops and resumptions stay, for they are of this run's history, 
 
 import json
 import time
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,8 +60,11 @@ class Incidents(Callback):
         """Note it, in one line."""
         if self._writes:
             now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(_line(Incident(step, now, kind, " ".join(message.split()))))
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(_line(Incident(step, now, kind, " ".join(message.split()))))
+            except OSError as error:  # a line less is no reason to stop a training, or to hide why it stops
+                warnings.warn(f"an incident could not be noted: {error}", stacklevel=2)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         assert isinstance(pl_module, StepModule)

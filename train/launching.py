@@ -23,6 +23,7 @@ from rich.live import Live
 from rich.table import Table
 
 from ..data.artefact import identity
+from .limits import check_rows
 
 WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
 RANKED = ("pretrain",)  # steps that several processes do together
@@ -131,6 +132,9 @@ def check_ranks(jobs: Sequence[Job], ranks: int) -> None:
             f"{jobs[0].step} is done by one process: set launcher.tasks_per_node=1 and one node"
             + ("; tokens.engine=ray works on several machines" if jobs[0].step == "tokens" else "")
         )
+    for job in jobs:
+        if job.step in RANKED:
+            check_rows(job.config, ranks)
 
 
 def job_folder(root: str, jobs: Sequence[Job]) -> Path:

@@ -70,6 +70,17 @@ def _numbers(value: Any) -> Iterator[Any]:
         yield value
 
 
+def check_rows(config: DictConfig, processes: int) -> None:
+    """ValueError unless the rows of a batch can be dealt to processes and cut into parts."""
+    rows, parts, tensor = config.loader.rows, config.trainer.accumulation, config.trainer.tensor_parallel
+    dealt = max(1, processes // tensor)
+    if rows % (dealt * parts):
+        ranks = f"{dealt} processes" if tensor == 1 else f"{dealt} groups of {tensor} processes"
+        cut = f"{parts} parts (trainer.accumulation)"
+        named = " of ".join([ranks] * (dealt > 1) + [cut] * (parts > 1))
+        raise ValueError(f"loader.rows={rows} cannot be dealt to {named}: set a multiple of {dealt * parts}")
+
+
 def shown(value: Any) -> str:
     """A value as it is written in an override."""
     if OmegaConf.is_config(value):

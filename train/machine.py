@@ -104,7 +104,7 @@ def make_trainer(
     )
 
 
-def fit(trainer: Trainer, module: StepModule, batches: DataLoader, world: World | None = None) -> None:
+def fit(trainer: Trainer, module: StepModule, batches: DataLoader) -> None:
     """`trainer.fit`; an interruption stays one, where Lightning exits with code 1.
 
     Raises Terminated after SIGTERM, once the step that was running is saved, and LostRankError where another process
@@ -119,6 +119,6 @@ def fit(trainer: Trainer, module: StepModule, batches: DataLoader, world: World 
         signal.signal(signal.SIGINT, handler)  # which Lightning has switched off
         raise KeyboardInterrupt from None
     except RuntimeError as error:
-        raise lost_rank(error, world or World()) or error from None
-    if module.stopping:
+        raise lost_rank(error, module.world) or error from error
+    if any(module.world.gather(module.stopping or module.asked_to_stop)):  # also after the last step
         raise Terminated

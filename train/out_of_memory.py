@@ -55,7 +55,7 @@ def memory_advice(advice: str | Callable[[], str]) -> Iterator[None]:
 
 
 def training_advice(config: DictConfig, decoder: OmnigramConfig, device: torch.device, world: World) -> str:
-    """Which setting to change, by the formulas of `omnigram plan`: first those that change no result."""
+    """Which setting to change, by the formulas of `omnigram plan`: first those with which the run goes on."""
     settings, length = config.trainer, int(config.loader.length)
     rows, parts = config.loader.rows // world.data_size, int(settings.accumulation)  # rows of this process
     shards = world.data_size if settings.strategy == "fsdp" else 1
@@ -93,7 +93,7 @@ def training_advice(config: DictConfig, decoder: OmnigramConfig, device: torch.d
             if fits(number, also):
                 changes = [f"trainer.accumulation={number}"] if number > parts else []
                 changes += ["trainer.activation_checkpointing=true"] if also > recomputing else []
-                return f"{what}: set {' and '.join(changes)}, which change{'' if len(changes) > 1 else 's'} no result"
+                return f"{what}: set {' and '.join(changes)}, with which this run goes on"
     return f"{what}: lower loader.length, or choose a smaller model="
 
 

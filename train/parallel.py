@@ -135,7 +135,7 @@ def clip_gradients(model: nn.Module, longest: float) -> Tensor:
 def whole_model(model: OmnigramForCausalLM, world: World) -> OmnigramForCausalLM | None:
     """The decoder with all of its weights, on the first rank; None on the others. All ranks have to call it.
 
-    It is `model` itself where that is whole, else a copy: the first rank needs room for it.
+    It is `model` itself where that is whole, else a copy in the memory of the machine, not of its GPU.
     """
     if not isinstance(model, FSDPModule):
         return model if world.is_first else None
@@ -146,4 +146,4 @@ def whole_model(model: OmnigramForCausalLM, world: World) -> OmnigramForCausalLM
         whole = OmnigramForCausalLM(model.config)
     whole.load_state_dict(state, assign=True)
     whole.tie_weights()
-    return whole.to(model.device)  # pyright: ignore[reportArgumentType] - transformers wraps `to`
+    return whole

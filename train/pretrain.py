@@ -41,6 +41,7 @@ from .checkpoints import Checkpoints, load_callbacks, load_model, load_step, new
 from .compose import build
 from .heldout import HeldOut
 from .incidents import Incidents
+from .limits import check_rows
 from .machine import check_compiler, fit, make_trainer, prepare
 from .out_of_memory import memory_advice, training_advice
 from .parallel import whole_model
@@ -71,7 +72,7 @@ WATCHING = (
     "accumulation",
     "activation_checkpointing",
 )
-READING = ("workers", "max_damaged")  # settings of the loader that change how documents are read, not which
+READING = ("workers", "prefetch", "max_damaged")  # settings of the loader that change how documents are read, not which
 
 
 def pretrain(config: DictConfig) -> Path:
@@ -88,7 +89,7 @@ def pretrain(config: DictConfig) -> Path:
         check_compiler(device)
     _check_tokenizers(config)
     world = join_world(device, config.trainer.tensor_parallel)
-    _check_rows(config, world)
+    check_rows(config, world.size)
     folder = world.lead(lambda: make_tokens(config))
     tokens = TokenDataset(folder, "train", **_elsewhere(config))
     mixture = Mixture.opened(_mixed(config), tokens)
@@ -100,26 +101,34 @@ def pretrain(config: DictConfig) -> Path:
         run = world.lead(lambda: stack.enter_context(opened))
         if world.lead(lambda: run.finished):
             return run.folder
-        codec = read_tokenizers(tokenizer_run(config), device)
+        codec = read_tokenizers(world.lead(lambda: tokenizer_run(config)), device)
         if world.is_first:
             write_config(run, OmegaConf.to_yaml(config, resolve=True))
         with memory_advice(lambda: training_advice(config, decoder, device, world)):
             module, telemetry = _train(run, config, decoder, tokens, mixture, codec, world)
             numbers = _training_numbers(module, mixture, telemetry, world)
             whole = whole_model(module.model, world)
-        if whole is None:
-            return run.folder
-        if not (run.folder / EXPORT).exists():
-            with publish_folder(run.folder / EXPORT) as partial:
-                bundle(whole, tokens, codec, config).save_pretrained(partial)
-        measured = measure(run.folder, folder, config)
-        numbers = {**measured, **numbers, "model": model_name, "seed": config.seed}
-        write_report(run.folder, numbers)
-        run.finish(numbers)
-        console = Console(stderr=True)
-        shown = f"{run.folder / 'samples.png'} and {run.folder / REPORT}"
-        console.print(f"{run.folder}: see {shown}", highlight=False, soft_wrap=True)
+        del module  # with what only training needs
+        named = {**numbers, "model": model_name, "seed": config.seed}
+
+        def finish() -> None:
+            assert whole is not None
+            if not (run.folder / EXPORT).exists():
+                with publish_folder(run.folder / EXPORT) as partial:
+                    bundle(whole, tokens, codec, config).save_pretrained(partial)
+            _measure(run, folder, config, named)
+
+        world.lead(finish)  # the others wait: a scheduler may take the end of one for the end of all
     return run.folder
+
+
+def _measure(run: Run, folder: Path, config: DictConfig, numbers: dict[str, Any]) -> None:
+    """The last step of a run: held-out numbers, pages and the report."""
+    numbers = {**measure(run.folder, folder, config), **numbers}
+    write_report(run.folder, numbers)
+    run.finish(numbers)
+    shown = f"{run.folder / 'samples.png'} and {run.folder / REPORT}"
+    Console(stderr=True).print(f"{run.folder}: see {shown}", highlight=False, soft_wrap=True)
 
 
 def _elsewhere(config: DictConfig) -> dict[str, Any]:
@@ -127,19 +136,6 @@ def _elsewhere(config: DictConfig) -> dict[str, Any]:
     cache, network = config.elsewhere.cache, Network(**config.elsewhere.network)
     kept = ShardCache(cache.folder, int(cache.gigabytes * 1e9)) if cache.gigabytes else None
     return {"cache": kept, "network": network}
-
-
-def _check_rows(config: DictConfig, world: World) -> None:
-    """ValueError unless the rows of a batch can be dealt to the ranks and cut into parts."""
-    rows, parts = config.loader.rows, config.trainer.accumulation
-    dealt = world.data_size
-    if rows % (dealt * parts):
-        ranks = f"{dealt} processes" if dealt > 1 else ""
-        cut = f"{parts} parts (trainer.accumulation)" if parts > 1 else ""
-        raise ValueError(
-            f"loader.rows={rows} cannot be dealt to {' of '.join(filter(None, (ranks, cut)))}: "
-            f"set a multiple of {dealt * parts}"
-        )
 
 
 def _training_numbers(module: Pretraining, mixture: Mixture, telemetry: Telemetry, world: World) -> dict[str, Any]:
@@ -358,5 +354,5 @@ def _train(
     ]
     trainer = make_trainer(config, run, callbacks, load_step(checkpoint), world)
     batches = DataLoader(telemetry.timed(_Batches(mixture, config, module)), batch_size=None)
-    fit(trainer, module, batches, world)
+    fit(trainer, module, batches)
     return module, telemetry

@@ -49,9 +49,9 @@ class Pretraining(StepModule):
     def __init__(
         self, model: OmnigramForCausalLM, vocabulary: Vocabulary, config: DictConfig, world: World | None = None
     ) -> None:
-        super().__init__(config.trainer.max_skipped_steps)
+        super().__init__(config.trainer.max_skipped_steps, world)
         self.automatic_optimization = False
-        self.model, self.vocabulary, self.config, self.world = model, vocabulary, config, world or World()
+        self.model, self.vocabulary, self.config = model, vocabulary, config
         self.partitions = softmax_partitions(vocabulary) if config.loss.partitioned else None
 
     def configure_model(self) -> None:
@@ -63,9 +63,9 @@ class Pretraining(StepModule):
     def transfer_batch_to_device(self, batch: PackedBatch, device: torch.device, dataloader_idx: int) -> PackedBatch:
         return batch.to(device)
 
-    def loss_parts(self, batch: PackedBatch, model: OmnigramForCausalLM | None = None) -> LossParts:
-        """Weighted loss of a batch, with the nats of every target; of another copy of the model where one is given."""
-        return (model or self.model).training_loss(
+    def loss_parts(self, batch: PackedBatch) -> LossParts:
+        """Weighted loss of a batch, with the nats of every target."""
+        return self.model.training_loss(
             batch.ids,
             batch.targets,
             batch.weights,

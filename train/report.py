@@ -8,7 +8,7 @@ import base64
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +85,10 @@ def _json(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        assert isinstance(found, dict)
-    except (ValueError, AssertionError):
-        raise ValueError(f"{path} is damaged: it holds no JSON object") from None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it holds no JSON object")
     return found
 
 
@@ -95,7 +96,7 @@ def write_report(folder: Path, metrics: Mapping[str, Any] | None = None) -> Path
     """Write both files into the folder of a run; the page. `metrics` stand in for a metrics.json to be written."""
     run = read_run(folder)
     if metrics is not None:
-        run = Recorded(run.name, run.config, run.record, metrics, run.curves, run.incidents)
+        run = replace(run, metrics=metrics)
     charts = charts_of(run.curves)
     drawn = [svg(chart, run.incidents, number) for number, chart in enumerate(charts)]
     shown = [*_samples(folder), *_pages(folder)]

@@ -1,6 +1,7 @@
 """The steps of the road, `omnigram data` to `evaluate`, for every combination of overrides; and `omnigram sweep`."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,6 +95,10 @@ def run_step(options: argparse.Namespace) -> int:
 
         if is_first():
             print(made, flush=True)
+    if "torch" in sys.modules:
+        from .world import leave_world
+
+        leave_world()
     return 0
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from .world import World
+
 
 class StepModule(LightningModule):
     """A module that counts its own steps: Lightning counts those of each optimizer, and there may be several."""
@@ -16,9 +18,13 @@ class StepModule(LightningModule):
     skipped_in_a_row: torch.Tensor
     seconds: torch.Tensor  # of training, without the stops between
 
-    def __init__(self, max_skipped: int = 0) -> None:
-        """max_skipped: how many steps in a row may be without an update because something is not a finite number."""
+    def __init__(self, max_skipped: int = 0, world: World | None = None) -> None:
+        """max_skipped: how many steps in a row may be without an update because something is not a finite number.
+
+        world: those that train this module together; the first one alone may train another before.
+        """
         super().__init__()
+        self.world = world or World()
         if max_skipped < 0:
             raise ValueError(f"max_skipped_steps={max_skipped} must be 0 (stop at once) or more")
         self.max_skipped = max_skipped
@@ -51,9 +57,7 @@ class StepModule(LightningModule):
         """
         faulty = [name for name, number in numbers.items() if not torch.isfinite(number)]
         told = torch.tensor([len(faulty), self.asked_to_stop], dtype=torch.int32, device=self.device)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-        skip, self.stopping = (bool(flag) for flag in told.tolist())
+        skip, self.stopping = (bool(flag) for flag in self.world.most(told).tolist())
         if not skip:
             self.skipped_in_a_row.zero_()
             return True

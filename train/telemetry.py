@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from .batch_counts import BatchCounts
@@ -86,13 +85,13 @@ class Telemetry(Callback):
     def _tell(self, trainer: Trainer, module: StepModule) -> None:
         steps = self._steps
         wall = time.perf_counter() - self._since
-        clock = torch.tensor([self._seconds, self._waited, wall, self.rate, 1.0], dtype=torch.float64).to(module.device)
+        clock = torch.tensor([self._seconds, self._waited, wall, self.rate], dtype=torch.float64).to(module.device)
         most = torch.tensor(float(peak_memory(module.device)), dtype=torch.float64).to(module.device)
         timed = self.world.sum(self.sums - self._before_clock)
         sums = self.world.sum(self.sums)
-        *seconds, rate, ranks = _over_ranks(clock).tolist()
-        _over_ranks(most, "MAX")
-        step_seconds, waited, wall = (value / ranks for value in seconds)
+        step_seconds, waited, wall, rate = self.world.mean(clock).tolist()
+        rate *= self.world.size  # of all devices together
+        self.world.most(most)
         values = self.counts.shares(sums)
         values["speed/peak_memory_gib"] = float(most) / GIB
         if steps:
@@ -148,10 +147,3 @@ class _Timed(IterableDataset[Any]):
                 return
             self.telemetry._waited += time.perf_counter() - began
             yield batch
-
-
-def _over_ranks(tensor: Tensor, how: str = "SUM") -> Tensor:
-    """The tensor, in place: its sum over all ranks, or their MAX. Every rank has to call it."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(tensor, getattr(torch.distributed.ReduceOp, how))
-    return tensor

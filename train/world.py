@@ -94,19 +94,34 @@ class World:
                 tensor.copy_(tensor / self.tensor)  # each part was counted by so many
         return tensor
 
+    def most(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The greatest of all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
+
+    def mean(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The mean of all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+            tensor /= self.size
+        return tensor
+
     def _communicate(self, act: Callable[[], Any]) -> None:
         try:
             act()
         except RuntimeError as error:
-            raise lost_rank(error, self) or error from None
+            raise lost_rank(error, self) or error from error
 
 
 def lost_rank(error: RuntimeError, world: World) -> LostRankError | None:
     """What an error of a collective means; None for an error of another kind."""
     kinds = (dist.DistError, dist.DistBackendError, dist.DistNetworkError)
-    if world.size > 1 and (isinstance(error, kinds) or any(sign in str(error) for sign in LOST)):
-        return LostRankError(f"rank {world.rank} lost the others: one of the {world.size} processes has ended")
-    return None
+    if world.size == 1 or not (isinstance(error, kinds) or any(sign in str(error) for sign in LOST)):
+        return None
+    if "timed out" in str(error).lower():
+        return LostRankError(f"rank {world.rank} waited too long for the others: {str(error).splitlines()[0]}")
+    return LostRankError(f"rank {world.rank} lost the others: one of the {world.size} processes has ended")
 
 
 def join_world(device: torch.device, tensor: int = 1) -> World:
@@ -115,10 +130,13 @@ def join_world(device: torch.device, tensor: int = 1) -> World:
     ValueError for more processes on a machine than it has GPUs, or a number that groups of `tensor` do not divide.
     """
     environment = None
-    if TorchElasticEnvironment.detect():
-        environment = TorchElasticEnvironment()
-    elif SLURMEnvironment.detect():
-        environment = SLURMEnvironment(auto_requeue=False)  # which the exit code asks for
+    try:
+        if TorchElasticEnvironment.detect():
+            environment = TorchElasticEnvironment()
+        elif SLURMEnvironment.detect():
+            environment = SLURMEnvironment(auto_requeue=False)  # which the exit code asks for
+    except RuntimeError as error:  # srun -n without the tasks of a node
+        raise ValueError(f"srun {' '.join(str(error).split())}: give it --ntasks-per-node") from None
     size = 1 if environment is None else environment.world_size()
     if size % tensor:
         raise ValueError(f"{size} processes do not come in groups of trainer.tensor_parallel={tensor}: start others")

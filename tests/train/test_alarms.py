@@ -157,6 +157,7 @@ def test_an_alarm_is_a_warning_and_an_incident_and_leaves_out_what_is_not_watche
         ({"next": 5}, 0),
         ({"seen": {"dropped": 2, "tokens": 7}}, 2),
         ([{"seen": {"dropped": 1}}, {"seen": {"damaged": {"a": 2, "b": 1}}}], 4),
+        ({"streams": [{"seen": {"dropped": 1}}, {"seen": {"damaged": {"a": 2}}}]}, 3),
     ],
 )
 def test_what_a_loader_left_out_is_counted_in_any_state(state: Any, number: int) -> None:

@@ -49,13 +49,13 @@ LONG = ["model=small", "loader.length=2048"]
 @pytest.mark.parametrize(
     ("room", "overrides", "ending"),
     [
-        (8, [*LONG, "loader.rows=64"], r": set trainer\.accumulation=(\d+), which changes no result"),
-        (8, [*LONG, "loader.rows=64", "trainer.accumulation=2"], r": set trainer\.accumulation=(\d+), which .*"),
-        (0.7, [*LONG, "loader.rows=1"], r": set trainer\.activation_checkpointing=true, which changes no result"),
+        (8, [*LONG, "loader.rows=64"], r": set trainer\.accumulation=(\d+), with which this run goes on"),
+        (8, [*LONG, "loader.rows=64", "trainer.accumulation=2"], r": set trainer\.accumulation=(\d+), with .*"),
+        (0.7, [*LONG, "loader.rows=1"], r": set trainer\.activation_checkpointing=true, with which this run goes on"),
         (
             0.45,
             [*LONG, "loader.rows=2"],
-            r": set trainer\.accumulation=(\d+) and trainer\.activation_checkpointing=true, which change no result",
+            r": set trainer\.accumulation=(\d+) and trainer\.activation_checkpointing=true, with .*",
         ),
         (0.1, ["model=small"], r": choose a smaller model=, or deal it to several GPUs \(trainer\.strategy=fsdp\)"),
         (0.28, [*LONG, "loader.length=2040"], r": lower loader\.length, or choose a smaller model="),

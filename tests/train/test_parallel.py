@@ -100,7 +100,7 @@ def train(folder: str, steps: int, changes: list[str]) -> None:
     checkpoint = newest_checkpoint(run.checkpoints)
     saving = Checkpoints(run.checkpoints, steps, steps, checkpoint, world)
     trainer = make_trainer(config, run, [Steps(0), gradients, saving], 10**6, world)
-    fit(trainer, module, DataLoader(Batches(module), batch_size=None), world)
+    fit(trainer, module, DataLoader(Batches(module), batch_size=None))
     whole = whole_model(module.model, world)
     if whole is not None:
         torch.save({"gradients": gradients.found, "weights": whole.state_dict()}, run.folder / "left.pt")

@@ -90,6 +90,20 @@ def test_a_rank_is_killed_and_one_process_goes_on(there: tuple[Path, list[str]])
     assert logged_steps(folder) == list(range(1, 13))
 
 
+def test_the_whole_road_is_gone_by_two_processes(there: tuple[Path, list[str]]) -> None:
+    """The first rank trains the tokenizer alone while the other waits."""
+    folder, arguments = there
+    for part in ("datasets", "runs"):
+        shutil.rmtree(folder / part)
+    launcher = start([*arguments, "trainer.strategy=fsdp", "trainer.compile=false", "trainer.max_steps=4"], folder)
+    made, told = launcher.communicate(timeout=280)
+    assert launcher.returncode == 0, told
+    assert (folder / made.strip() / "export/model.safetensors").is_file()
+    assert (folder / made.strip() / "report.html").is_file()
+    [curves] = folder.glob("runs/pretrain/tiny-*/curves.csv")
+    assert any(name == "val/bits_image" for _, name, _ in read_curves(curves))
+
+
 def test_sigterm_to_one_rank_stops_all_after_the_same_step(there: tuple[Path, list[str]]) -> None:
     folder, arguments = there
     launcher = start([*arguments, "trainer.checkpoint_every_n_steps=3"], folder)

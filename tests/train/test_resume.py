@@ -93,9 +93,9 @@ def test_random_kills_change_nothing(
     arguments = [*asked, "trainer.checkpoint_every_n_steps=1"]
     for part in ("datasets", "runs/tokenizer"):
         shutil.copytree(whole / part, tmp_path / part, symlinks=True)
-    seed, kills, at_work = request.config.getoption("--kills"), 0, list[str]()
-    random = Random(seed)
-    while kills < request.config.getoption("--kills"):
+    wanted, kills, at_work = int(request.config.getoption("--kills")), 0, list[str]()  # pyright: ignore[reportArgumentType]
+    random = Random(wanted)
+    while kills < wanted:
         process = subprocess.Popen(
             command("pretrain", [*arguments, f"loader.workers={kills % 2}"]),
             cwd=tmp_path,

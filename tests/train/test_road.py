@@ -215,8 +215,8 @@ def test_a_machine_that_is_full_is_one_line_and_leaves_nothing_half_made(before_
     assert done.returncode == 2, done.stderr
     assert re.match(
         r"omnigram: out of memory: 3000 rows at once of loader\.length=384: about [67]\.\d GiB of the 6\.0 there are "
-        r"\(activations and loss \d+%, weights, gradients and optimizer 0%\): set trainer\.accumulation=2, which "
-        r"changes no result$",
+        r"\(activations and loss \d+%, weights, gradients and optimizer 0%\): set trainer\.accumulation=2, with "
+        r"which this run goes on$",
         done.stderr.splitlines()[-1],
     )
     [left] = folder.glob("runs/pretrain/*")
