@@ -67,6 +67,7 @@ class Quantizer(nn.Module):
             kmeans_init=True,
             threshold_ema_dead_code=config.dead_code_threshold,  # pyright: ignore[reportArgumentType] - any number does
             accept_image_fmap=True,
+            sync_codebook=False,  # one process trains it; others that wait for it would be waited for
             rotation_trick=False,  # straight through: its default costs half a dB here, see docs/LOG.md
         )
 

@@ -76,7 +76,7 @@ def test_as_many_at_a_time_as_asked(at_a_time: int, capsys: pytest.CaptureFixtur
 
 
 def test_ranks_know_one_another() -> None:
-    assert launch([RANKS], "launcher.tasks_per_node=2", step="pretrain") == ["runs/0"]
+    assert launch([RANKS], "launcher.tasks_per_node=2", "loader.rows=4", step="pretrain") == ["runs/0"]
     first, second = (json.loads(Path(f"rank-{rank}").read_text()) for rank in range(2))
     assert [first[:4], second[:4]] == [["0", "0", "2", "127.0.0.1"], ["1", "1", "2", "127.0.0.1"]]
     assert first[4:] == second[4:]
@@ -94,7 +94,7 @@ def test_a_rank_that_fails_ends_the_others() -> None:
     script = "import os, sys, time\nif os.environ.get('RANK') == '0': time.sleep(60)\nsys.exit(os.environ.get('RANK'))"
     before = time.monotonic()
     with pytest.raises(ValueError, match=r"the job failed: omnigram pretrain seed=0"):
-        launch([script], "launcher.tasks_per_node=2", step="pretrain")
+        launch([script], "launcher.tasks_per_node=2", "loader.rows=4", step="pretrain")
     assert time.monotonic() - before < 50
 
 

@@ -14,6 +14,7 @@ from omnigram.model.decoder import OmnigramForCausalLM
 from omnigram.train.muon import Muon
 from omnigram.train.optimizer import build_optimizers, hidden_matrices, scale_learning_rates
 from omnigram.train.steps import StepModule
+from omnigram.train.world import World
 
 
 def settings(**changed: float | None) -> DictConfig:
@@ -166,7 +167,7 @@ def test_so_many_steps_in_a_row_may_be_left_out() -> None:
 
 def _update_on(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    module, told = StepModule(max_skipped=1), list[bool]()
+    module, told = StepModule(max_skipped=1, world=World(rank, 2)), list[bool]()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for faulty in (None, 1, None):  # the rank whose loss is no number

@@ -79,7 +79,8 @@ def test_a_script_asks_for_what_is_configured(slurm: Path) -> None:
         "setup": "['echo hello > set-up']",
     }
     given = [f"launcher.{name}={value}" for name, value in settings.items()]
-    assert launch([MADE], *given, "launcher.max_requeues=3", step="pretrain") == ["runs/made-alone"]
+    rows = ["launcher.max_requeues=3", "loader.rows=4"]
+    assert launch([MADE], *given, *rows, step="pretrain") == ["runs/made-alone"]
     assert Path("set-up").read_text() == "hello\n"
     *_, script = sorted(slurm.glob("*.sh"))
     asked = flags(script)
@@ -110,7 +111,7 @@ def test_a_job_that_nears_its_end_is_requeued_and_goes_on(slurm: Path, code: int
     script = STOPPED.format(code=code)
     if code == 143:
         script = script.replace("sys.exit(143)", "signal.signal(15, signal.SIG_DFL), os.kill(os.getpid(), 15)")
-    assert launch([script], "launcher.wait=false", "launcher.tasks_per_node=2", step="pretrain") == []
+    assert launch([script], "launcher.wait=false", "launcher.tasks_per_node=2", "loader.rows=4", step="pretrain") == []
     *_, job = sorted(slurm.glob("*.state"), key=lambda path: path.name)
     until(lambda: Path("started-0").exists() and Path("started-1").exists())
     for rank in (slurm / f"{job.stem}.ranks").read_text().split():
@@ -153,7 +154,7 @@ def test_an_interruption_leaves_the_jobs_and_the_same_command_follows_them(
 
 def test_what_jobs_share_is_made_before_them(slurm: Path) -> None:
     """Tokens of one tokenizer by one job, and pre-training only if that ends well."""
-    config = compose_config(["launcher=slurm", "launcher.poll_s=0.1", "launcher.tasks_per_node=2"])
+    config = compose_config(["launcher=slurm", "launcher.poll_s=0.1", "launcher.tasks_per_node=2", "loader.rows=4"])
     jobs = [Scripted("pretrain", (f"seed={n}",), config, "import sys; sys.exit(1)") for n in range(2)]
     with pytest.raises(ValueError, match=r"3 of 3 jobs failed: omnigram tokens seed=0, and 2 more"):
         list(build(config, "launcher", Launcher).launch(jobs))
