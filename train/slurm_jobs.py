@@ -11,8 +11,10 @@ rank 0 alone, would leave the other ranks without a word. `scancel` ends the bat
 import contextlib
 import json
 import subprocess
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -212,10 +214,16 @@ def _states(submitit: Any, jobs: Sequence[_SlurmJob]) -> dict[str, str]:
     command = ["sacct", "-X", "-o", "JobID,State,NodeList", "--parsable2", "-j", ",".join(ids)]
     try:
         told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError) as error:
+        _tell_once(" ".join((getattr(error, "stderr", None) or str(error)).split()))
         return {}
     rows = submitit.slurm.slurm.SlurmInfoWatcher().read_info(told)
     return {job: row["State"].split(" ")[0].rstrip("+") for job, row in rows.items()}  # "CANCELLED by 1000"
+
+
+@cache
+def _tell_once(reason: str) -> None:
+    warnings.warn(f"sacct does not tell how the jobs are ({reason}): they are followed when it does", stacklevel=3)
 
 
 @contextlib.contextmanager

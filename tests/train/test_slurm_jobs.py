@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import made_jobs
@@ -15,6 +16,7 @@ from made_jobs import Scripted
 from made_slurm import flags, make_slurm
 from omegaconf import OmegaConf
 
+from omnigram.train import slurm_jobs
 from omnigram.train.cli import main
 from omnigram.train.compose import build, compose_config
 from omnigram.train.launching import Launcher, jobs_of
@@ -196,3 +198,14 @@ def test_jobs_are_the_combinations_without_the_launcher() -> None:
     other = OmegaConf.merge(config, {"launcher": {"nodes": 2}})
     with pytest.raises(ValueError, match="launcher cannot differ"):
         jobs_of("pretrain", [([], config), ([], other)])  # pyright: ignore[reportArgumentType]
+
+
+def test_a_sacct_that_does_not_answer_is_told_once(slurm: Path) -> None:
+    import submitit
+
+    (slurm / "programs/sacct").write_text("#!/bin/sh\necho accounting is disabled >&2\nexit 1\n")
+    job: Any = SimpleNamespace(id="100")
+    slurm_jobs._tell_once.cache_clear()
+    with pytest.warns(UserWarning, match=r"sacct does not tell how the jobs are \(accounting is disabled\): ") as told:
+        assert slurm_jobs._states(submitit, [job]) == slurm_jobs._states(submitit, [job]) == {}
+    assert len(told) == 1
