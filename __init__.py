@@ -14,9 +14,9 @@ __all__ = ["__version__"]
 
 
 def _tell(ours: str, _: object) -> None:
-    """Import one of ours; not while transformers is importing the layers that it is built of, which tell it later."""
-    layers = _sys.modules.get("transformers.modeling_layers")
-    if layers is None or hasattr(layers, "GradientCheckpointingLayer"):
+    """Import one of ours; not while what it is built of is being imported, transformers' layers or our block."""
+    parts = {"transformers.modeling_layers": "GradientCheckpointingLayer", f"{__name__}.model.block": "DecoderBlock"}
+    if all(name not in _sys.modules or hasattr(_sys.modules[name], part) for name, part in parts.items()):
         _import_module(f"{__name__}.model.{ours}")
 
 

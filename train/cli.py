@@ -11,7 +11,6 @@ import difflib
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
@@ -20,6 +19,7 @@ from .plan_command import add_plan_command
 from .report_command import add_report_command
 from .step_commands import STEPS, add_step_commands
 from .termination import REQUEUE, Terminated
+from .warned import warn_in_one_line
 
 DEBUG = "OMNIGRAM_DEBUG"
 FAULTY_INPUT, INTERRUPTED = 2, 128 + signal.SIGINT
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
-    warnings.formatwarning = lambda message, *_, **__: f"omnigram: warning: {' '.join(str(message).split())}\n"
+    warn_in_one_line()
     command = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with _interruptible():

@@ -19,6 +19,7 @@ from .parallel import strategy
 from .runs import Run
 from .steps import StepModule
 from .termination import Terminated
+from .warned import warn_in_one_line
 from .world import World, lost_rank
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -51,6 +52,7 @@ def choose_device(name: str, key: str = "device") -> torch.device:
 
 def _quiet() -> None:
     """Leave the terminal to our own lines: others' advice, progress bars and notes on their own code are no help."""
+    warn_in_one_line()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()

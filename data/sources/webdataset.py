@@ -73,7 +73,7 @@ class WebDatasetSource(Source):
     def _document(self, shard: str, key: str, found: Found) -> Document:
         if found.fault:
             raise ValueError(found.fault)
-        members, full = found.members, f"{shard}/{check_key(key)}"
+        members, full = found.members, f"{shard}/{_checked(key)}"
         head = _json_object(members.get("json"))
         if "segments" in head:
             document = Document.from_sample(full, members)
@@ -95,6 +95,14 @@ class WebDatasetSource(Source):
         if not isinstance(caption, str):
             raise ValueError("no caption")
         return caption
+
+
+def _checked(key: str) -> str:
+    """The key. ValueError, in the same words for all, for a name that can be none; the sample is named beside them."""
+    try:
+        return check_key(key)
+    except ValueError:
+        raise ValueError("its name cannot be a sample's key: it must be a relative name without dots") from None
 
 
 def _expand(patterns: Sequence[str]) -> list[str]:
