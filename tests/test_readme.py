@@ -29,6 +29,8 @@ COMMANDS = [
     if line.split("#")[0].strip()
 ]
 MADE = [command for command in COMMANDS if command[0] == "make"]
+RANKS = ["torchrun", "--nproc-per-node", "8", "-m", "omnigram.train.cli"]  # `omnigram`, once a GPU
+COMMANDS = [["omnigram", *c[5:]] if c[:5] == RANKS else c for c in COMMANDS]
 TYPED = [command for command in COMMANDS if command[0] == "omnigram"]
 
 
