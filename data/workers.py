@@ -120,7 +120,7 @@ def _work(pipe: Connection, *stream: Any) -> None:
         try:
             made = made or PackedStream(*stream)
             message = _message(made.next_batch())
-        except Exception as error:
+        except Exception as error:  # whatever it is, the process that trains raises it
             message = pickle.dumps(_sendable(error))
             made = None
         try:
@@ -142,7 +142,7 @@ def _sendable(error: Exception) -> Exception:
         again = pickle.loads(pickle.dumps(error))
         if str(again) == str(error):
             return error
-    except Exception:
+    except Exception:  # of any kind, by what the error holds
         pass
     kind = next((kind for kind in (ValueError, OSError) if isinstance(error, kind)), None)
     return kind(str(error)) if kind else RuntimeError("".join(traceback.format_exception(error)))

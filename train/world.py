@@ -135,8 +135,10 @@ def join_world(device: torch.device, tensor: int = 1) -> World:
             environment = TorchElasticEnvironment()
         elif SLURMEnvironment.detect():
             environment = SLURMEnvironment(auto_requeue=False)  # which the exit code asks for
-    except RuntimeError as error:  # srun -n without the tasks of a node
-        raise ValueError(f"srun {' '.join(str(error).split())}: give it --ntasks-per-node") from None
+    except RuntimeError as error:  # of Lightning, which needs to know the tasks of a node
+        raise ValueError(
+            f"give srun --ntasks-per-node in the place of --ntasks ({' '.join(str(error).split())})"
+        ) from None
     size = 1 if environment is None else environment.world_size()
     if size % tensor:
         raise ValueError(f"{size} processes do not come in groups of trainer.tensor_parallel={tensor}: start others")

@@ -53,7 +53,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[st
 
 @pytest.mark.parametrize(
     ("stage", "number"),
-    [("tokenizer", signal.SIGKILL), ("tokenizer", signal.SIGTERM), ("pretrain", signal.SIGTERM)],  # and kills below
+    [(stage, number) for stage in ("tokenizer", "pretrain") for number in (signal.SIGKILL, signal.SIGTERM)],
 )
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
     stage: str, number: signal.Signals, undisturbed: tuple[Path, list[str]], tmp_path: Path
