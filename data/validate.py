@@ -128,7 +128,9 @@ class _Check:
                     self._fault(path, key, fault)
                     continue
                 try:
-                    document = parse_sample(key, members, "")
+                    # in a folder of tokens a sample without its codes is no document of the other form
+                    of_tokens = self.vocabulary is not None
+                    document = TokenDocument.from_sample(key, members) if of_tokens else parse_sample(key, members, "")
                     self._contents(document)
                 except ValueError as error:
                     self._fault(path, key, str(error).removeprefix(f": sample {key!r}: "))

@@ -113,3 +113,13 @@ def test_nothing_to_validate(tmp_path):
     with pytest.raises(FileNotFoundError, match="is neither a data set's folder nor a shard"):
         validate(tmp_path / "nowhere")
     assert any("holds no shards" in line for line in faults(tmp_path))
+
+
+def test_a_token_document_without_its_codes_is_told_as_one(tmp_path):
+    """As in a shard that is cut between the two members of its last sample."""
+    document = TokenDocument("k", (TokenSegment("text", np.array([1, 2], np.uint16)),))
+    tar_of(tmp_path / "train-000000.tar", [("k.json", document.to_sample()["json"])])
+    (tmp_path / "vocabulary.json").write_text(Vocabulary.appended(40, codebooks={"image": 16}).to_json())
+    record = {"format": TOKENS, "format_version": FORMAT_VERSION, "splits": {"train": {"shards": []}}}
+    (tmp_path / "dataset.json").write_text(json.dumps(record))
+    assert "the sample has no k.codes.npy" in [fault.reason for fault in validate(tmp_path).faults]
