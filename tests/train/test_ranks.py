@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,13 +35,29 @@ def there(before: tuple[Path, list[str]], tmp_path: Path) -> tuple[Path, list[st
     return tmp_path, arguments
 
 
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running() -> Iterator[None]:
+    """Whatever becomes of a test, torchrun and with it its ranks end."""
+    yield
+    for launcher in STARTED:
+        if launcher.poll() is None:
+            launcher.terminate()
+            launcher.communicate()
+    STARTED.clear()
+
+
 def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, "-m", "omnigram.train.cli", "pretrain", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
+    launcher = subprocess.Popen(
         command, cwd=folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+    STARTED.append(launcher)
+    return launcher
 
 
 def ranks_of(launcher: subprocess.Popen[str]) -> list[int]:
