@@ -19,9 +19,10 @@ from timing.rounds import in_turns, parser, report
 from torch import Tensor, nn
 
 from omnigram.data.picture_batches import PictureBatch
-from omnigram.tokenizers.convolutional import Decoder, Encoder, NetworkConfig
 from omnigram.tokenizers.image import ImageTokenizer, to_pixels
-from omnigram.tokenizers.quantizer import QuantizerConfig
+from omnigram.tokenizers.networks import network_config
+from omnigram.tokenizers.networks.convolutional import Decoder, Encoder
+from omnigram.tokenizers.quantizers import quantizer_config
 from omnigram.train.compose import compose_config
 from omnigram.train.image_tokenizer import ImageTokenizerTraining
 from omnigram.train.machine import prepare
@@ -31,7 +32,7 @@ class Ours:
     """The steps of `omnigram tokenizer`, without the loop around them."""
 
     def __init__(self, settings: DictConfig, first: Tensor) -> None:
-        tokenizer = ImageTokenizer(NetworkConfig(**settings.network), QuantizerConfig(**settings.quantizer))
+        tokenizer = ImageTokenizer(network_config(settings.network), quantizer_config(settings.quantizer))
         self.module = ImageTokenizerTraining(tokenizer, settings)
         Fabric(accelerator="cpu", devices=1).setup(self.module, *self.module.configure_optimizers())
         self.module.start_from(to_pixels(first))
@@ -47,7 +48,7 @@ class PlainVQVAE(nn.Module):
 
     def __init__(self, settings: DictConfig) -> None:
         super().__init__()
-        network, quantizer = NetworkConfig(**settings.network), settings.quantizer
+        network, quantizer = network_config(settings.network), settings.quantizer
         self.encoder = Encoder(network, quantizer.codebook_dim)
         self.decoder = Decoder(network, quantizer.codebook_dim)
         self.codebook = nn.Embedding(quantizer.codebook_size, quantizer.codebook_dim)

@@ -79,7 +79,7 @@ class Codec:
 
     @property
     def patch(self) -> int:
-        """Pixels a side of one code."""
+        """Sides of pictures are multiples of this many pixels."""
         return self.image_tokenizer.patch
 
     def check_draws(self) -> None:
@@ -99,7 +99,7 @@ class Codec:
             raise ValueError(
                 f"a picture of {height} x {width} pixels: sides must be multiples of {self.patch}, and above 0"
             )
-        return height // self.patch, width // self.patch
+        return self.image_tokenizer.grid(height, width)
 
     def codes(self, picture: Image.Image) -> NDArray[np.int64]:
         """Codes [H, W] of a picture, made ready as `card.preprocessing` says.
@@ -127,7 +127,7 @@ class Codec:
             raise ValueError(f"rows of codes {grid.shape} do not begin a picture of {height} x {width} codes")
         if len(grid) == height:
             return self.picture(grid)
-        canvas = Image.new("RGB", (width * self.patch, height * self.patch), UNDRAWN)
+        canvas = Image.new("RGB", self.image_tokenizer.size(height, width)[::-1], UNDRAWN)
         if len(grid):
             canvas.paste(self.picture(grid))
         return canvas
@@ -173,9 +173,8 @@ class Codec:
         if picture.has_transparency_data:
             layer = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-        fitted = ImageOps.fit(
-            picture.convert("RGB"), (width * self.patch, height * self.patch), Image.Resampling.LANCZOS
-        )
+        pixels = self.image_tokenizer.size(height, width)[::-1]
+        fitted = ImageOps.fit(picture.convert("RGB"), pixels, Image.Resampling.LANCZOS)
         return to_pixels(torch.from_numpy(np.array(fitted))[None])[0]
 
 

@@ -13,9 +13,9 @@ from omnigram.model.card import Card
 from omnigram.model.codec import Codec
 from omnigram.model.configuration import OmnigramConfig
 from omnigram.model.decoder import OmnigramForCausalLM
-from omnigram.tokenizers.convolutional import NetworkConfig
 from omnigram.tokenizers.image import ImageTokenizer
-from omnigram.tokenizers.quantizer import QuantizerConfig
+from omnigram.tokenizers.networks.convolutional import ConvolutionalConfig
+from omnigram.tokenizers.quantizers.moving_average import MovingAverageConfig
 from omnigram.tokenizers.text import TextTokenizer
 from omnigram.tokenizers.vocabulary import Vocabulary
 
@@ -29,7 +29,9 @@ def export(tmp_path: Path) -> Path:
     """Everything an export holds, at 4 x 4 codes of 16."""
     torch.manual_seed(0)
     text = TextTokenizer.train(["red apple, openmoji", "cat face, twemoji"] * 4, 300)
-    image = ImageTokenizer(NetworkConfig(4, (8, 8), (1, 1), (1, 1), False), QuantizerConfig(16, 4, 0.9, 1.0, False, 0))
+    image = ImageTokenizer(
+        ConvolutionalConfig(4, (8, 8), (1, 1), (1, 1), False), MovingAverageConfig(16, 4, 0.9, 1.0, False, 0)
+    )
     image.start_from(torch.rand(8, 3, 32, 32) * 2 - 1)
     vocabulary = Vocabulary.appended(text.size, codebooks={"image": 16})
     shape: dict[str, Any] = {

@@ -16,10 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .pixel_tokenizer import PixelTokenizer
-from .quantizer import Quantized, perplexity
+from .quantizers.nearest import nearest
+from .quantizers.quantizer import Quantized, perplexity
 
 COMMITMENT = 0.25  # weight of the encoder's term against the codebook's 1, in taming, Chameleon and LlamaGen alike
-DISTANCES = 2**25  # most distances in memory at once, 128 MiB of float32
 
 
 class Codebook(nn.Module):
@@ -40,27 +40,12 @@ class Codebook(nn.Module):
         """Quantize; gradients pass straight through to the vectors, and reach both through the loss."""
         if self.normalise:
             vectors = F.normalize(vectors, dim=1)
-        ids = self.nearest(vectors.movedim(1, -1))
+        ids = nearest(vectors.movedim(1, -1), self.vectors)
         codes = self.lookup(ids)
         loss = F.mse_loss(codes, vectors.detach()) + COMMITMENT * F.mse_loss(vectors, codes.detach())
         share = torch.bincount(ids.flatten(), minlength=len(self.embedding.weight)) / ids.numel()
         stats = {"perplexity": perplexity(share), "usage": (share > 0).float().mean()}
         return Quantized(vectors + (codes - vectors).detach(), ids, loss, stats)
-
-    @torch.no_grad()
-    def nearest(self, vectors: Float[Tensor, "*grid d"]) -> Int[Tensor, "*grid"]:
-        """The code at the least squared distance; of several, the first.
-
-        The square is multiplied out in the order of the published models, whose ids would differ in near-ties else.
-        """
-        codebook = self.vectors
-        lengths = codebook.square().sum(1)
-        flat = vectors.flatten(0, -2)
-        ids = [
-            (part.square().sum(1, keepdim=True) + lengths - 2 * (part @ codebook.T)).argmin(1)
-            for part in flat.split(max(1, DISTANCES // len(codebook)))
-        ]
-        return torch.cat(ids).view(vectors.shape[:-1])
 
     def lookup(self, ids: Int[Tensor, " b *grid"]) -> Float[Tensor, " b d *grid"]:
         """The vectors of codes, contiguous: torch's group norm in channels_last drops digits on the CPU."""

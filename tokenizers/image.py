@@ -1,11 +1,10 @@
-"""The image tokenizer: pictures to a grid of codes and back (VQ-VAE, or MoVQ by its config).
+"""The image tokenizer that is trained here: a network around a quantizer, any of either kind.
 
-Papers: https://arxiv.org/abs/1711.00937 (VQ-VAE), https://arxiv.org/abs/2209.09002 (MoVQ).
+VQ-VAE (https://arxiv.org/abs/1711.00937) and what came of it.
 
 Dimensions: B batch, H W pixels, h w grid of codes (H / patch, W / patch), D codebook dimension.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -13,9 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .convolutional import Decoder, Encoder, NetworkConfig, principal_components
+from .kinds import kind_settings
+from .networks import network_config
+from .networks.network import NetworkConfig
 from .pixel_tokenizer import PixelTokenizer
-from .quantizer import Quantized, Quantizer, QuantizerConfig
+from .quantizers import quantizer_config
+from .quantizers.quantizer import Quantized, QuantizerConfig, places
 
 
 class ImageTokenizer(PixelTokenizer):
@@ -26,35 +28,43 @@ class ImageTokenizer(PixelTokenizer):
     def __init__(self, network: NetworkConfig, quantizer: QuantizerConfig):
         super().__init__()
         self.network = network
-        self.encoder = Encoder(network, quantizer.codebook_dim)
-        self.quantizer = Quantizer(quantizer)
-        self.decoder = Decoder(network, quantizer.codebook_dim)
+        self.encoder = network.encoder(quantizer.dim)
+        self.quantizer = quantizer.build()
+        self.decoder = network.decoder(quantizer.dim)
 
     def start_from(self, pixels: Float[Tensor, "b 3 height width"]) -> None:
-        """Begin at principal components of patches and a codebook of their k-means, in place of noise.
+        """Begin at a network and at codes that suit these pixels, in place of noise.
 
         Of the steps that a short training has, this saves the ones that would only find that out.
-        ValueError for fewer patches than codes, or than components.
+        ValueError for fewer patches than codes, or than components of a vector.
         """
-        patches = pixels[:, 0].numel() // self.patch**2
-        if patches < self.codebook_size:
-            raise ValueError(
-                f"{patches} patches of {len(pixels)} pictures are too few for {self.codebook_size} codes: lower "
-                "tokenizer.quantizer.codebook_size, raise tokenizer.trainer.init_pictures, or give more pictures"
-            )
-        principal_components(self.encoder, self.decoder, pixels)
-        self.train()
         with torch.no_grad():
-            self.quantize(pixels)  # an empty codebook starts with k-means of the first vectors it sees
+            self.network.start_from(self.encoder, self.decoder, pixels, self.quantizer.whitened)
+            vectors = places(self.encoder(pixels))
+            if len(vectors) < self.codebook_size:
+                raise ValueError(
+                    f"{len(vectors)} patches of {len(pixels)} pictures are too few for {self.codebook_size} codes: "
+                    "lower the size of the codebook, raise tokenizer.trainer.init_pictures, or give more pictures"
+                )
+            self.quantizer.start_from(vectors)
 
     @property
     def patch(self) -> int:
-        """Pixels a side of one code."""
         return self.network.patch
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        rows, columns = self.network.grid(height, width)
+        return rows, columns * self.quantizer.config.levels
+
+    def size(self, rows: int, columns: int) -> tuple[int, int]:
+        levels = self.quantizer.config.levels
+        if columns % levels:
+            raise ValueError(f"{columns} columns of codes are no whole number of places of {levels} codes each")
+        return self.network.size(rows, columns // levels)
 
     @property
     def codebook_size(self) -> int:
-        return self.quantizer.config.codebook_size
+        return self.quantizer.config.num_codes
 
     def quantize(self, pixels: Float[Tensor, "b 3 height width"]) -> Quantized:
         """Pixels -> the quantized vectors with their ids, the commitment loss and statistics; trains in train mode.
@@ -72,14 +82,11 @@ class ImageTokenizer(PixelTokenizer):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {
-            "network": dataclasses.asdict(self.network),
-            "quantizer": dataclasses.asdict(self.quantizer.config),
-        }
+        return {"network": kind_settings(self.network), "quantizer": kind_settings(self.quantizer.config)}
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
-        return cls(NetworkConfig(**settings["network"]), QuantizerConfig(**settings["quantizer"]))
+        return cls(network_config(settings["network"]), quantizer_config(settings["quantizer"]))
 
 
 def to_pixels(pictures: Int[Tensor, "b height width 3"]) -> Float[Tensor, "b 3 height width"]:

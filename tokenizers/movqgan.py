@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from .codebook import Codebook, CodebookTokenizer
 from .movqgan_layers import CausalConv, DoubleFrames, HalveFrames, MoVQLevel, MoVQMiddle, SpatialNorm, TemporalBlock
-from .quantizer import Quantized
+from .quantizers.nearest import nearest
+from .quantizers.quantizer import Quantized
 from .vqgan import FIXED, check_levels, require
 from .vqgan_layers import Downsample, Norm, Upsample, swish
 
@@ -217,7 +218,7 @@ class MoVQGAN(CodebookTokenizer):
         if pixels.shape[1] % factor or not pixels.shape[1]:
             raise ValueError(f"a clip of {pixels.shape[1]} frames: their number must be a multiple of {factor}")
         with self._evaluating():
-            return self.quantize.nearest(rearrange(self._vectors(pixels), "b d t h w -> b t h w d"))
+            return nearest(rearrange(self._vectors(pixels), "b d t h w -> b t h w d"), self.quantize.vectors)
 
     @torch.no_grad()
     def decode_clip(self, ids: Int[Tensor, "b t h w"]) -> Float[Tensor, "b frames 3 height width"]:

@@ -32,7 +32,15 @@ class PixelTokenizer(nn.Module, ABC):
     @property
     @abstractmethod
     def patch(self) -> int:
-        """Pixels a side of one code."""
+        """Sides of pictures are multiples of this many pixels; in most tokenizers, those of one code."""
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of codes of a picture, in pixels. ValueError for one that it does not take."""
+        return height // self.patch, width // self.patch
+
+    def size(self, rows: int, columns: int) -> tuple[int, int]:
+        """Height and width of what is decoded of a grid of codes. ValueError for one that it does not take."""
+        return rows * self.patch, columns * self.patch
 
     @property
     @abstractmethod

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .codebook import Codebook, CodebookTokenizer
-from .quantizer import Quantized
+from .quantizers.quantizer import Quantized
 from .vqgan_layers import GROUPS, Attention, Downsample, Level, Middle, Norm, ResidualBlock, Upsample, swish
 
 # ours -> taming's, of the settings of its `ddconfig`

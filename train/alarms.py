@@ -213,7 +213,7 @@ class Alarms(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, StepModule)
-        if not trainer.is_global_zero:
+        if not pl_module.world.is_first:
             return
         watched = {**pl_module.watched, "skipped": pl_module.steps_skipped}
         numbers = torch.stack([torch.as_tensor(n).detach().double() for n in watched.values()]).tolist()

@@ -12,7 +12,7 @@ from ..data.packing import PackedBatch
 from ..data.picture_batches import PictureBatch
 from ..model.configuration import OmnigramConfig
 from ..model.size import step_flops
-from ..tokenizers.quantizer import perplexity
+from ..tokenizers.quantizers.quantizer import perplexity
 from ..tokenizers.vocabulary import Vocabulary
 from .steps import StepModule
 

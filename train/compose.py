@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import Any, TypeVar
 
 from hydra import compose, initialize_config_module
@@ -32,14 +33,17 @@ DISCRIMINATOR = ("channels", "layers", "weight", "start_step", "learning_rate")
 
 @cache
 def groups() -> dict[str, tuple[str, ...]]:
-    """The options of each group, from the files that are there."""
-    found: dict[str, tuple[str, ...]] = {}
-    for folder in files(CONF).iterdir():
+    """The options of each group, from the files that are there; a group in a group is `tokenizer/quantizer`."""
+    return dict(sorted(_groups_in(files(CONF), "")))
+
+
+def _groups_in(place: Traversable, before: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for folder in place.iterdir():
         if folder.is_dir():
             options = sorted(file.name[:-5] for file in folder.iterdir() if file.name.endswith(".yaml"))
             if options:
-                found[folder.name] = tuple(options)
-    return dict(sorted(found.items()))
+                yield before + folder.name, tuple(options)
+            yield from _groups_in(folder, f"{before}{folder.name}/")
 
 
 def compose_config(overrides: Sequence[str] = ()) -> DictConfig:

@@ -21,6 +21,7 @@ from ..tokenizers.image import ImageTokenizer, to_pixels
 from .optimizer import build_optimizers, learning_rates, named_rates, scale_learning_rates
 from .schedule import warmup_cosine
 from .steps import StepModule
+from .world import World
 
 
 class ImageTokenizerTraining(StepModule):
@@ -29,8 +30,8 @@ class ImageTokenizerTraining(StepModule):
     settings: the `tokenizer` part of the configuration; `loss`, `optimizer`, `discriminator` and `trainer` are read.
     """
 
-    def __init__(self, tokenizer: ImageTokenizer, settings: DictConfig) -> None:
-        super().__init__()
+    def __init__(self, tokenizer: ImageTokenizer, settings: DictConfig, world: World | None = None) -> None:
+        super().__init__(settings.trainer.max_skipped_steps, world)
         self.automatic_optimization = False
         self.tokenizer = tokenizer.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.averaged = AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(settings.trainer.ema_decay))
@@ -39,6 +40,7 @@ class ImageTokenizerTraining(StepModule):
         if settings.discriminator is not None:
             self.discriminator = PatchDiscriminator(settings.discriminator.channels, settings.discriminator.layers)
         self.settings = settings
+        self.tokenizer.quantizer.ranks = self.world
 
     @property
     def evaluated(self) -> ImageTokenizer:
@@ -70,6 +72,7 @@ class ImageTokenizerTraining(StepModule):
             self.settings.optimizer.final_ratio,
         )
         scale_learning_rates(optimizers, factor)
+        self.tokenizer.quantizer.at(self.step / self.settings.trainer.max_steps)
         pictures = batch.pictures
         if self.settings.trainer.flip:
             mirrored = torch.rand(len(pictures), device=pictures.device) < 0.5
@@ -99,10 +102,12 @@ class ImageTokenizerTraining(StepModule):
             loss = loss + weight * adversarial
             logged |= {"adversarial": adversarial, "adversarial_weight": weight}
         rates = named_rates(self.settings.optimizer, "tokenizer.optimizer")
-        length = self._update(optimizers, loss, self.tokenizer, rates)
+        length, sound = self._update(optimizers, loss, self.tokenizer, rates)
+        if sound:
+            self.tokenizer.quantizer.follow()
+            self.averaged.update_parameters(self.tokenizer)
         self.codes = quantized.ids
         self.watched = {"loss": reconstruction, "gradient_norm": length, "usage": quantized.stats["usage"]}
-        self.averaged.update_parameters(self.tokenizer)
         if self.step % self.settings.trainer.log_every_n_steps == 0:
             self.shown |= {"loss": float(loss.detach()), "usage": float(quantized.stats["usage"])}
             self._log({"loss": loss, "gradient_norm": length, **learning_rates(optimizers), **logged})
@@ -122,23 +127,27 @@ class ImageTokenizerTraining(StepModule):
         layer = self.tokenizer.decoder.last_layer
         (pull,) = torch.autograd.grad(loss, layer, retain_graph=True)
         (push,) = torch.autograd.grad(adversarial, layer, retain_graph=True)
+        pull, push = (self.world.mean(gradient) for gradient in (pull, push))
         ratio = (pull.norm() / (push.norm() + 1e-6)).clamp(max=1e4)
         return self.settings.discriminator.weight * ratio.detach()
 
-    def _update(self, optimizers: list[Any], loss: Tensor, module: nn.Module, rates: str) -> Tensor:
-        """Step, where all numbers are finite; the length of the gradient."""
+    def _update(self, optimizers: list[Any], loss: Tensor, module: nn.Module, rates: str) -> tuple[Tensor, bool]:
+        """Step, where all numbers are finite; the length of the gradient, and whether they are."""
         module.zero_grad()
         self.manual_backward(loss)
+        self.world.average_gradients(module)
         length = torch.nn.utils.clip_grad_norm_(module.parameters(), self.settings.optimizer.gradient_clip)
-        if self.may_update(rates, loss=loss, gradient=length):
+        sound = self.may_update(rates, loss=loss, gradient=length)
+        if sound:
             for optimizer in optimizers:
                 optimizer.step()
-        return length
+        return length, sound
 
     def _log(self, values: dict[str, Any]) -> None:
-        scalars = {f"train/{name}": float(torch.as_tensor(value).detach()) for name, value in values.items()}
+        numbers = torch.stack([torch.as_tensor(value).detach().float().to(self.device) for value in values.values()])
+        means = self.world.mean(numbers).tolist()
         for logger in self.loggers:
-            logger.log_metrics(scalars, step=self.step + 1)
+            logger.log_metrics({f"train/{name}": mean for name, mean in zip(values, means, strict=True)}, self.step + 1)
 
 
 class PatchDiscriminator(nn.Sequential):

@@ -42,7 +42,8 @@ class Incidents(Callback):
         self._writes = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._writes = trainer.is_global_zero
+        assert isinstance(pl_module, StepModule)
+        self._writes = pl_module.world.is_first
         if not self._writes:
             return
         before = read_incidents(self.path)

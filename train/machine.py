@@ -6,9 +6,11 @@ import shutil
 import signal
 import sys
 import warnings
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader
@@ -82,17 +84,23 @@ def precision(config: DictConfig, device: torch.device) -> str:
 
 
 def make_trainer(
-    config: DictConfig, run: Run, callbacks: list[Callback], resumed_step: int, world: World | None = None
+    config: DictConfig,
+    run: Run,
+    callbacks: list[Callback],
+    resumed_step: int,
+    world: World | None = None,
+    reduced_by_module: bool = False,
 ) -> Trainer:
-    """A trainer that goes on until a callback stops it; progress, checkpoints and curves are ours."""
+    """A trainer that goes on until a callback stops it; progress, checkpoints and curves are ours.
+
+    reduced_by_module: the module averages its gradients over the world itself.
+    """
     device = prepare(config)
     world = world or World()
     names = [str(name) for name in config.logger] if world.is_first else []
     return Trainer(
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
-        devices=world.local_size,
-        num_nodes=world.size // world.local_size,
-        strategy=strategy(config.trainer, world),
+        **_layout(config, device, world, reduced_by_module),
         precision=precision(config, device),  # pyright: ignore[reportArgumentType] - checked by Lightning
         max_steps=-1,
         max_epochs=-1,
@@ -104,6 +112,15 @@ def make_trainer(
         use_distributed_sampler=False,
         deterministic="warn" if config.deterministic else False,
     )
+
+
+def _layout(config: DictConfig, device: torch.device, world: World, reduced_by_module: bool) -> dict[str, Any]:
+    """What Lightning is told of the other processes: nothing where they need not be known to it."""
+    if world.size > 1 and reduced_by_module:
+        own = torch.device("cuda", world.local_rank) if device.type == "cuda" else device
+        return {"devices": 1, "num_nodes": 1, "strategy": SingleDeviceStrategy(own)}
+    nodes = world.size // world.local_size
+    return {"devices": world.local_size, "num_nodes": nodes, "strategy": strategy(config.trainer, world)}
 
 
 def fit(trainer: Trainer, module: StepModule, batches: DataLoader) -> None:

@@ -17,6 +17,7 @@ from ..model.activations import AUTOCAST, loss_bytes
 from ..model.configuration import OmnigramConfig
 from ..model.memory import Division, Memory, Parameters, count_parameters, training_memory
 from ..model.size import flops_per_token
+from ..tokenizers.quantizers import quantizer_config
 from .accelerators import accelerator
 from .compose import build
 from .machine import PRECISIONS
@@ -226,7 +227,7 @@ def decoder_config(config: DictConfig) -> OmnigramConfig:
     """The decoder, with as many ids as the tokenizers of the configuration may make where no model fixes them."""
     if "path" in config.model:
         return build(config, "model", OmnigramConfig)
-    text, codes = int(config.tokenizer.text.vocab_size), int(config.tokenizer.quantizer.codebook_size)
+    text, codes = int(config.tokenizer.text.vocab_size), quantizer_config(config.tokenizer.quantizer).num_codes
     filled: dict[str, Any] = {}
     if OmegaConf.is_missing(config.model, "vocab_size"):
         filled["vocab_size"] = text + codes

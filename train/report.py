@@ -132,7 +132,7 @@ class Reports(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert isinstance(pl_module, StepModule)
-        if pl_module.step % self.every or not trainer.is_global_zero:
+        if pl_module.step % self.every or not pl_module.world.is_first:
             return
         try:
             write_report(self.folder)

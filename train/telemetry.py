@@ -108,7 +108,7 @@ class Telemetry(Callback):
             for name, value in zip(TOTALS, of_window, strict=False):
                 self.totals[name] += value
         self.totals["peak_memory_gib"] = max(self.totals["peak_memory_gib"], float(most) / GIB)
-        if trainer.is_global_zero:
+        if self.world.is_first:
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=module.step)
         self.sums.zero_()

@@ -22,10 +22,10 @@ from ..data.picture_batches import Pictures, PictureStream
 from ..data.pictures import buckets_of
 from ..data.shards import read_shard
 from ..model.codec import CARD, IMAGE_MODEL, Codec
-from ..tokenizers.convolutional import NetworkConfig
 from ..tokenizers.image import ImageTokenizer, to_pixels, to_uint8
+from ..tokenizers.networks import network_config
 from ..tokenizers.published_text import TEXT_MODEL
-from ..tokenizers.quantizer import QuantizerConfig
+from ..tokenizers.quantizers import quantizer_config
 from ..tokenizers.text import TextTokenizer
 from ..tokenizers.vocabulary import Vocabulary
 from .alarms import Alarms, tokenizer_rules
@@ -48,7 +48,13 @@ from .tokenizer_metrics import measure_codebook, measure_reconstruction
 GRID = "reconstructions.png"
 GRID_PICTURES = 32
 # settings of the trainer that change how a run is watched, not what it makes
-WATCHING = ("log_every_n_steps", "validate_every_n_steps", "checkpoint_every_n_steps", "evaluation_batch_size")
+WATCHING = (
+    "log_every_n_steps",
+    "validate_every_n_steps",
+    "checkpoint_every_n_steps",
+    "evaluation_batch_size",
+    "max_skipped_steps",
+)
 
 
 def make_tokenizer(config: DictConfig) -> Path:
@@ -56,12 +62,12 @@ def make_tokenizer(config: DictConfig) -> Path:
     settings = config.tokenizer
     sizes = (
         int(settings.pictures.resolution),
-        NetworkConfig(**settings.network).patch,
+        network_config(settings.network).patch,
         float(settings.pictures.max_ratio),
     )
     prepare(config)
     buckets_of(*sizes)  # what cannot work is said before the data are made
-    QuantizerConfig(**settings.quantizer)
+    quantizer_config(settings.quantizer)
     folder = make_shards(config)
     pictures = Pictures(folder, "train", *sizes)
     with open_run(settings.runs, f"{config.data.name}-{settings.name}", _made_from(config, pictures)) as run:
@@ -153,7 +159,7 @@ def _train(
     settings = config.tokenizer
     steps = settings.trainer.max_steps
     torch.manual_seed(config.seed)
-    tokenizer = ImageTokenizer(NetworkConfig(**settings.network), QuantizerConfig(**settings.quantizer))
+    tokenizer = ImageTokenizer(network_config(settings.network), quantizer_config(settings.quantizer))
     module = ImageTokenizerTraining(tokenizer, settings)
     telemetry = Telemetry(PictureCounts(tokenizer.codebook_size), settings.trainer.log_every_n_steps)
     checkpoint = newest_checkpoint(run.checkpoints)

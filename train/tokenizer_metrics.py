@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from ..tokenizers.image import ImageTokenizer, to_pixels, to_uint8
-from ..tokenizers.quantizer import perplexity
+from ..tokenizers.quantizers.quantizer import perplexity
 
 MAX_PSNR = 60.0  # dB: of a picture that comes back exactly
 

@@ -77,7 +77,7 @@ def fitting_of(codec: Codec, resolution: int, max_ratio: float) -> Fitting:
     if codec.card.preprocessing is not None:
         return Fitting(codec.patch, preprocessing=codec.card.preprocessing)
     if "image" in codec.card.grammars:
-        sizes = tuple((height * codec.patch, width * codec.patch) for height, width in codec.card.sizes)
+        sizes = tuple(codec.image_tokenizer.size(*grid) for grid in codec.card.sizes)
         return Fitting(codec.patch, sizes=sizes)
     return Fitting(codec.patch, resolution, max_ratio)
 

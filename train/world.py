@@ -107,6 +107,23 @@ class World:
             tensor /= self.size
         return tensor
 
+    def concatenate(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensors of all ranks, of one shape, one after the other along the first axis; without gradients."""
+        if self.size == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    def average_gradients(self, module: torch.nn.Module) -> None:
+        """Over all ranks, of a module whose parameters are whole on each."""
+        if self.size == 1:
+            return
+        gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+        flat = self.mean(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
     def _communicate(self, act: Callable[[], Any]) -> None:
         try:
             act()

@@ -11,9 +11,9 @@ from omnigram.model.bundle import Omnigram
 from omnigram.model.card import Card
 from omnigram.model.codec import Codec
 from omnigram.model.generation import Sampling
-from omnigram.tokenizers.convolutional import NetworkConfig
 from omnigram.tokenizers.image import ImageTokenizer
-from omnigram.tokenizers.quantizer import QuantizerConfig
+from omnigram.tokenizers.networks.convolutional import ConvolutionalConfig
+from omnigram.tokenizers.quantizers.moving_average import MovingAverageConfig
 from omnigram.tokenizers.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.appended(words().size, codebooks={"image": 16})
@@ -27,8 +27,8 @@ CARD = Card(
 
 def tiny_image_tokenizer(seed: int = 0) -> ImageTokenizer:
     torch.manual_seed(seed)
-    network = NetworkConfig(4, (8, 8), (1, 1), (1, 1), False)
-    tokenizer = ImageTokenizer(network, QuantizerConfig(16, 4, 0.9, 1.0, False, 0))
+    network = ConvolutionalConfig(4, (8, 8), (1, 1), (1, 1), False)
+    tokenizer = ImageTokenizer(network, MovingAverageConfig(16, 4, 0.9, 1.0, False, 0))
     tokenizer.train()
     tokenizer.quantize(torch.rand(8, 3, 32, 32) * 2 - 1)  # fills the codebook
     return tokenizer.eval()

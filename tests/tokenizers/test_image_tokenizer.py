@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from omnigram.tokenizers.convolutional import AttentionBlock, NetworkConfig, principal_components
 from omnigram.tokenizers.image import ImageTokenizer, to_pixels, to_uint8
 from omnigram.tokenizers.movqgan import MoVQGAN, MoVQGANConfig
+from omnigram.tokenizers.networks.convolutional import AttentionBlock, ConvolutionalConfig, principal_components
 from omnigram.tokenizers.pixel_tokenizer import PixelTokenizer, load_image_tokenizer
-from omnigram.tokenizers.quantizer import Quantizer, QuantizerConfig, perplexity
+from omnigram.tokenizers.quantizers.moving_average import MovingAverageConfig
+from omnigram.tokenizers.quantizers.quantizer import perplexity, places
 from omnigram.tokenizers.vqgan import VQGAN, VQGANConfig
 
 
@@ -27,16 +28,16 @@ def awaken(block: torch.nn.Module) -> None:
 
 def made(spatial_norm: bool = False, cosine: bool = False, codebook_size: int = 32) -> ImageTokenizer:
     torch.manual_seed(0)
-    network = NetworkConfig(2, (8, 32), (1, 1), (1, 1), spatial_norm, encoder_attention=1, decoder_attention=1)
-    quantizer = QuantizerConfig(codebook_size, 4, 0.9, 0.25, cosine, 0.0)
+    network = ConvolutionalConfig(2, (8, 32), (1, 1), (1, 1), spatial_norm, encoder_attention=1, decoder_attention=1)
+    quantizer = MovingAverageConfig(codebook_size, 4, 0.9, 0.25, cosine, 0.0)
     tokenizer = ImageTokenizer(network, quantizer)
     for layer in (tokenizer.encoder.layers[-1], tokenizer.decoder.head[1]):  # they start at zero
         assert isinstance(layer, torch.nn.Conv2d)
         torch.nn.init.normal_(layer.weight, std=0.1)
     for block in (tokenizer.encoder.layers[-3], tokenizer.decoder.attention[0]):
         awaken(block)
-    tokenizer.train()
-    tokenizer.quantize(torch.rand(8, 3, 32, 32) * 2 - 1)  # the first batch gives the codebook
+    with torch.no_grad():
+        tokenizer.quantizer.start_from(places(tokenizer.encoder(torch.rand(8, 3, 32, 32) * 2 - 1)))
     return tokenizer.eval()
 
 
@@ -71,8 +72,8 @@ def test_attention_is_that_of_torch():
 
 def test_with_kernel_1_equal_patches_have_equal_codes():
     torch.manual_seed(0)
-    network = NetworkConfig(2, (8, 32), (1, 1), (1, 1), False, encoder_kernel=1, decoder_attention=1)
-    tokenizer = ImageTokenizer(network, QuantizerConfig(32, 4, 0.9, 0.25, False, 0.0))
+    network = ConvolutionalConfig(2, (8, 32), (1, 1), (1, 1), False, encoder_kernel=1, decoder_attention=1)
+    tokenizer = ImageTokenizer(network, MovingAverageConfig(32, 4, 0.9, 0.25, False, 0.0))
     tokenizer.start_from(torch.rand(8, 3, 32, 32) * 2 - 1)
     pixels = torch.rand(1, 3, 16, 16) * 2 - 1
     codes, patch = tokenizer.encode(pixels)[0], pixels[:, :, 4:8, 8:12]
@@ -112,6 +113,8 @@ def test_gradients_pass_the_quantizer_and_only_training_moves_the_codebook():
     assert torch.equal(tokenizer.quantizer.codebook, before)
     tokenizer.train()
     quantized = tokenizer.quantize(pixels)
+    assert torch.equal(tokenizer.quantizer.codebook, before), "a step that turns out unsound changes nothing"
+    tokenizer.quantizer.follow()
     assert not torch.equal(tokenizer.quantizer.codebook, before)
     tokenizer.decoder(quantized.codes).square().mean().backward()
     linear = tokenizer.encoder.linear[1]
@@ -123,8 +126,8 @@ def test_gradients_pass_the_quantizer_and_only_training_moves_the_codebook():
 def test_the_commitment_pulls_the_encoder_by_its_weight():
     """d/dz of weight * mean((z - code)^2) = 2 * weight * (z - code) / numel: the right term carries the weight."""
     torch.manual_seed(0)
-    quantizer = Quantizer(QuantizerConfig(8, 3, 0.9, 0.25, False, 0.0))
-    quantizer(torch.randn(4, 3, 4, 4))
+    quantizer = MovingAverageConfig(8, 3, 0.9, 0.25, False, 0.0).build()
+    quantizer.start_from(torch.randn(64, 3))
     vectors = torch.randn(2, 3, 4, 4, requires_grad=True)
     codes = quantizer.eval()(vectors).codes.detach()
     quantizer.train()
@@ -136,7 +139,7 @@ def test_the_commitment_pulls_the_encoder_by_its_weight():
 def test_training_starts_from_the_best_linear_reconstruction():
     torch.manual_seed(0)
     tokenizer = ImageTokenizer(
-        NetworkConfig(2, (8, 16), (1, 1), (1, 1), False), QuantizerConfig(32, 6, 0.9, 0.25, False, 0.0)
+        ConvolutionalConfig(2, (8, 16), (1, 1), (1, 1), False), MovingAverageConfig(32, 6, 0.9, 0.25, False, 0.0)
     )
     pixels = torch.rand(16, 3, 16, 16) * 2 - 1
     principal_components(tokenizer.encoder, tokenizer.decoder, pixels)
@@ -276,7 +279,7 @@ def test_impossible_sizes_and_settings_are_refused():
         tokenizer.encode(torch.zeros(1, 3, 30, 32))
     with pytest.raises(ValueError, match="not all in the codebook of 32"):
         tokenizer.decode(torch.full((1, 2, 2), 32))
-    with pytest.raises(ValueError, match="codebook_size 1"):
-        QuantizerConfig(1, 4, 0.9, 0.25, False, 0.0)
+    with pytest.raises(ValueError, match="codebook_size=1 must be 2"):
+        MovingAverageConfig(1, 4, 0.9, 0.25, False, 0.0)
     with pytest.raises(ValueError, match="one number a level"):
-        NetworkConfig(4, (8, 16), (1,), (1, 1), False)
+        ConvolutionalConfig(4, (8, 16), (1,), (1, 1), False)

@@ -16,9 +16,9 @@ import torch
 from made_road import command, draw_pictures, run
 
 from omnigram.data.shards import read_token_shard
-from omnigram.tokenizers.convolutional import NetworkConfig
 from omnigram.tokenizers.image import ImageTokenizer
-from omnigram.tokenizers.quantizer import QuantizerConfig
+from omnigram.tokenizers.networks.convolutional import ConvolutionalConfig
+from omnigram.tokenizers.quantizers.moving_average import MovingAverageConfig
 from omnigram.tokenizers.text import TextTokenizer
 from omnigram.train import ray_tokens
 from omnigram.train.ray_tokens import RayEngine
@@ -27,8 +27,8 @@ pytest.importorskip(
     "ray.data", reason="Ray is half a gigabyte that `make install` leaves out: pip install 'omnigram[ray]'"
 )
 
-NETWORK = NetworkConfig(stem=8, channels=[8], encoder_blocks=[1], decoder_blocks=[1], spatial_norm=False)
-QUANTIZER = QuantizerConfig(
+NETWORK = ConvolutionalConfig(stem=8, channels=[8], encoder_blocks=[1], decoder_blocks=[1], spatial_norm=False)
+QUANTIZER = MovingAverageConfig(
     codebook_size=64, codebook_dim=4, decay=0.9, commitment=0.25, cosine=True, dead_code_threshold=0.0
 )
 MARK = "OMNIGRAM_TEST"  # in the environment of what a test starts

@@ -5,9 +5,9 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from omnigram.tokenizers.convolutional import NetworkConfig
 from omnigram.tokenizers.image import ImageTokenizer, to_pixels, to_uint8
-from omnigram.tokenizers.quantizer import QuantizerConfig
+from omnigram.tokenizers.networks.convolutional import ConvolutionalConfig
+from omnigram.tokenizers.quantizers.moving_average import MovingAverageConfig
 from omnigram.train.image_tokenizer import ImageTokenizerTraining, PatchDiscriminator
 from omnigram.train.tokenizer_metrics import measure_codebook, measure_reconstruction, psnr
 
@@ -15,7 +15,7 @@ from omnigram.train.tokenizer_metrics import measure_codebook, measure_reconstru
 def tokenizer() -> ImageTokenizer:
     torch.manual_seed(0)
     made = ImageTokenizer(
-        NetworkConfig(2, (8, 8), (1, 1), (1, 1), False), QuantizerConfig(16, 4, 0.9, 0.25, False, 0.0)
+        ConvolutionalConfig(2, (8, 8), (1, 1), (1, 1), False), MovingAverageConfig(16, 4, 0.9, 0.25, False, 0.0)
     )
     made.start_from(torch.rand(16, 3, 16, 16) * 2 - 1)
     return made.eval()

@@ -23,18 +23,18 @@ from omnigram.data.shards import read_token_shard, shard_name, write_shard
 from omnigram.data.tokens import TokenDataset
 from omnigram.data.validate import validate
 from omnigram.model.codec import Codec
-from omnigram.tokenizers.convolutional import NetworkConfig
 from omnigram.tokenizers.image import ImageTokenizer
+from omnigram.tokenizers.networks.convolutional import ConvolutionalConfig
 from omnigram.tokenizers.pixel_tokenizer import PixelTokenizer
-from omnigram.tokenizers.quantizer import QuantizerConfig
+from omnigram.tokenizers.quantizers.moving_average import MovingAverageConfig
 from omnigram.tokenizers.text import TextTokenizer
 from omnigram.tokenizers.vocabulary import Vocabulary
 from omnigram.train import token_shards, tokens
 from omnigram.train.tokens import make_tokens, write_tokens
 
 QUIET = Console(file=io.StringIO())
-NETWORK = NetworkConfig(stem=8, channels=[8], encoder_blocks=[1], decoder_blocks=[1], spatial_norm=False)
-QUANTIZER = QuantizerConfig(
+NETWORK = ConvolutionalConfig(stem=8, channels=[8], encoder_blocks=[1], decoder_blocks=[1], spatial_norm=False)
+QUANTIZER = MovingAverageConfig(
     codebook_size=16, codebook_dim=4, decay=0.9, commitment=0.25, cosine=True, dead_code_threshold=0.0
 )
 

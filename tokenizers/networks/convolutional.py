@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .network import NetworkConfig, PixelDecoder
+
 HEAD_WIDTH = 32  # channels of an attention head
 
 
 @dataclass(frozen=True)
-class NetworkConfig:
-    """Shape of the encoder and the decoder.
-
+class ConvolutionalConfig(NetworkConfig):
+    """
     stem: pixels a side that are folded into the channels of the first level
     channels: width of each level, finest first; each level after the first halves the grid
     encoder_blocks, decoder_blocks: residual blocks of each level, in the same order
@@ -32,6 +33,8 @@ class NetworkConfig:
         patches have equal codes, which are the easier to predict
     encoder_attention, decoder_attention: attention blocks at the grid of codes, the encoder's last, the decoder's first
     """
+
+    kind = "convolutional"
 
     stem: int
     channels: Sequence[int]
@@ -57,8 +60,21 @@ class NetworkConfig:
 
     @property
     def patch(self) -> int:
-        """Pixels a side of one code."""
         return self.stem * 2 ** (len(self.channels) - 1)
+
+    def encoder(self, dim: int) -> "Encoder":
+        return Encoder(self, dim)
+
+    def decoder(self, dim: int) -> "Decoder":
+        return Decoder(self, dim)
+
+    def start_from(
+        self, encoder: nn.Module, decoder: nn.Module, pixels: Float[Tensor, "b 3 height width"], whitened: bool
+    ) -> None:
+        """Begin at principal components of patches."""
+        assert isinstance(encoder, Encoder)
+        assert isinstance(decoder, Decoder)
+        principal_components(encoder, decoder, pixels, whitened)
 
 
 class RMSNorm(nn.Module):
@@ -156,7 +172,7 @@ def _norm(channels: int, spatial_dim: int | None) -> nn.Module:
 class Encoder(nn.Module):
     """Pixels [B, 3, H, W] in -1 .. 1 -> vectors [B, D, h, w], h = H / patch."""
 
-    def __init__(self, config: NetworkConfig, codebook_dim: int):
+    def __init__(self, config: ConvolutionalConfig, codebook_dim: int):
         super().__init__()
         widths = config.channels
         layers: list[nn.Module] = [
@@ -177,10 +193,10 @@ class Encoder(nn.Module):
         return self.linear(pixels) + self.layers(pixels)
 
 
-class Decoder(nn.Module):
+class Decoder(PixelDecoder):
     """Code vectors [B, D, h, w] -> pixels [B, 3, H, W], not clamped."""
 
-    def __init__(self, config: NetworkConfig, codebook_dim: int):
+    def __init__(self, config: ConvolutionalConfig, codebook_dim: int):
         super().__init__()
         widths = config.channels
         spatial_dim = codebook_dim if config.spatial_norm else None
@@ -201,7 +217,6 @@ class Decoder(nn.Module):
 
     @property
     def last_layer(self) -> Tensor:
-        """The weight that turns features into pixels, where a discriminator's gradient is compared with the others."""
         layer = self.head[1]
         assert isinstance(layer, nn.Conv2d)
         return layer.weight
@@ -230,11 +245,13 @@ def _bias(layer: nn.Conv2d | nn.Linear) -> Tensor:
 
 
 @torch.no_grad()
-def principal_components(encoder: Encoder, decoder: Decoder, pixels: Float[Tensor, "b 3 height width"]) -> None:
+def principal_components(
+    encoder: Encoder, decoder: Decoder, pixels: Float[Tensor, "b 3 height width"], whitened: bool = False
+) -> None:
     """Let the linear maps project patches onto their leading principal components, and back.
 
     Without a quantizer and with the networks at zero, the decoded pixels are then the best linear reconstruction of
-    `pixels` from D numbers a patch; the vectors have zero mean and unit variance over all components.
+    `pixels` from D numbers a patch; the vectors have zero mean and unit variance over all components, or in each one.
     ValueError for fewer patches than components.
     """
     to_vectors, to_pixels = encoder.linear[1], decoder.linear[0]
@@ -250,8 +267,9 @@ def principal_components(encoder: Encoder, decoder: Decoder, pixels: Float[Tenso
     mean = patches.mean(0)
     covariance = (patches - mean).T @ (patches - mean) / len(patches)
     basis = torch.linalg.eigh(covariance).eigenvectors[:, -size:].flip(1).T  # largest first
-    scale = ((patches - mean) @ basis.T).std().clamp_min(1e-6)
-    to_vectors.weight.copy_((basis / scale)[:, :, None, None])
+    projected = (patches - mean) @ basis.T
+    scale = (projected.std(0) if whitened else projected.std().expand(size)).clamp_min(1e-6)
+    to_vectors.weight.copy_((basis / scale[:, None])[:, :, None, None])
     _bias(to_vectors).copy_(-(basis @ mean) / scale)
     to_pixels.weight.copy_((basis.T * scale)[:, :, None, None])
     _bias(to_pixels).copy_(mean)

@@ -1,0 +1,37 @@
+"""Settings with a `kind` to the dataclass of that kind, and back."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeVar
+
+
+class Kind(Protocol):
+    @property
+    def kind(self) -> str: ...
+
+
+K = TypeVar("K", bound=Kind)
+
+
+def of_kind(kinds: Mapping[str, type[K]], settings: Mapping[str, Any], key: str) -> K:
+    """The dataclass that `kind` in the settings names, made of the others.
+
+    key: where the settings stand in the configuration, for messages
+    ValueError for an unknown kind, a setting that it does not have or that is missing, or a value that cannot be.
+    """
+    kind = settings.get("kind")
+    if kind not in kinds:
+        raise ValueError(f"{key}.kind={kind} is unknown: there is {', '.join(kinds)}")
+    known = [field.name for field in dataclasses.fields(kinds[kind])]  # pyright: ignore[reportArgumentType]
+    for name in settings:
+        if name not in known and name != "kind":
+            raise ValueError(f"{key}.{name} is no setting of {kind}, which takes {', '.join(known)}")
+    for name in known:
+        if name not in settings:
+            raise ValueError(f"{key}.{name} is missing: {kind} needs it")
+    return kinds[kind](**{name: settings[name] for name in known})
+
+
+def kind_settings(config: Kind) -> dict[str, Any]:
+    """What `of_kind` makes the same dataclass of."""
+    return {"kind": config.kind, **dataclasses.asdict(config)}  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,79 @@
+"""A codebook trained by gradients, as the published VQGANs have it; on the unit sphere if wanted, as LlamaGen's.
+
+VQ-VAE (https://arxiv.org/abs/1711.00937, equation 3): the codebook's term weighs 1, the encoder's `commitment`.
+
+Dimensions: B batch, D dimension of a code, h w grid of codes, K codes, N vectors.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .nearest import k_means, nearest
+from .quantizer import Quantized, Quantizer, QuantizerConfig, check_codebook, straight_through
+
+
+@dataclass(frozen=True)
+class GradientConfig(QuantizerConfig):
+    """
+    codebook_size: number of codes, 2 or more
+    codebook_dim: dimension of a code
+    commitment: weight of the encoder's term against the codebook's 1
+    cosine: codes and vectors have length 1
+    """
+
+    kind = "gradient"
+
+    codebook_size: int
+    codebook_dim: int
+    commitment: float
+    cosine: bool
+
+    def __post_init__(self) -> None:
+        check_codebook(self.codebook_size, self.codebook_dim)
+
+    @property
+    def num_codes(self) -> int:
+        return self.codebook_size
+
+    @property
+    def dim(self) -> int:
+        return self.codebook_dim
+
+    def build(self) -> "GradientQuantizer":
+        return GradientQuantizer(self)
+
+
+class GradientQuantizer(Quantizer):
+    """The nearest entry of the codebook."""
+
+    config: GradientConfig
+
+    def __init__(self, config: GradientConfig) -> None:
+        super().__init__(config)
+        self.embedding = nn.Embedding(config.codebook_size, config.codebook_dim)
+        nn.init.uniform_(self.embedding.weight, -1 / config.codebook_size, 1 / config.codebook_size)
+
+    @property
+    def codebook(self) -> Float[Tensor, "k d"]:
+        weight = self.embedding.weight
+        return F.normalize(weight, dim=-1) if self.config.cosine else weight
+
+    def forward(self, vectors: Float[Tensor, "b d h w"]) -> Quantized:
+        if self.config.cosine:
+            vectors = F.normalize(vectors, dim=1)
+        ids = nearest(vectors.movedim(1, -1), self.codebook)
+        codes = self.lookup(ids)
+        loss = F.mse_loss(codes, vectors.detach()) + self.config.commitment * F.mse_loss(vectors, codes.detach())
+        return Quantized(straight_through(vectors, codes), ids, loss, self.counted(ids))
+
+    def lookup(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
+        return self.codebook[ids].movedim(-1, 1)
+
+    @torch.no_grad()
+    def start_from(self, vectors: Float[Tensor, "n d"]) -> None:
+        """k-means of the vectors."""
+        self.embedding.weight.copy_(k_means(vectors, self.config.codebook_size, on_sphere=self.config.cosine)[0])

@@ -1,0 +1,97 @@
+"""Index backpropagation: the choice of a code passes gradients to all codes, through their probabilities.
+
+IBQ (https://arxiv.org/abs/2412.02692). Where the paper takes products of vector and code, squared distances are taken
+here: they are the same but for a code's own length, and a codebook can begin at k-means.
+
+Dimensions: B batch, D dimension of a code, h w grid of codes, K codes, N vectors.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from .entropy import entropies
+from .nearest import k_means, nearest
+from .quantizer import (
+    Quantized,
+    Quantizer,
+    QuantizerConfig,
+    check_codebook,
+    check_temperature,
+    places,
+    straight_through,
+)
+
+
+@dataclass(frozen=True)
+class IndexBackpropagationConfig(QuantizerConfig):
+    """
+    codebook_size: number of codes, 2 or more
+    codebook_dim: dimension of a code
+    commitment: weight of the encoder's terms against the codebook's 1
+    entropy: weight of the vectors' entropy less the codes'
+    temperature: of the probabilities, which are those of squared distances over it
+    """
+
+    kind = "ibq"
+
+    codebook_size: int
+    codebook_dim: int
+    commitment: float
+    entropy: float
+    temperature: float
+
+    def __post_init__(self) -> None:
+        check_codebook(self.codebook_size, self.codebook_dim)
+        check_temperature(self.temperature)
+
+    @property
+    def num_codes(self) -> int:
+        return self.codebook_size
+
+    @property
+    def dim(self) -> int:
+        return self.codebook_dim
+
+    def build(self) -> "IndexBackpropagationQuantizer":
+        return IndexBackpropagationQuantizer(self)
+
+
+class IndexBackpropagationQuantizer(Quantizer):
+    """The nearest code; while training, the one-hot choice has the gradients of the probabilities."""
+
+    config: IndexBackpropagationConfig
+
+    def __init__(self, config: IndexBackpropagationConfig) -> None:
+        super().__init__(config)
+        self.codebook = nn.Parameter(torch.randn(config.codebook_size, config.codebook_dim))
+
+    def forward(self, vectors: Float[Tensor, "b d h w"]) -> Quantized:
+        ids = nearest(vectors.movedim(1, -1), self.codebook)
+        stats = self.counted(ids)
+        if not self.training:
+            return Quantized(self.lookup(ids), ids, vectors.new_zeros(()), stats)
+        flat = places(vectors)
+        products = 2 * flat @ self.codebook.T - self.codebook.square().sum(1)
+        probabilities = torch.softmax(products / self.config.temperature, dim=1)
+        choice = straight_through(probabilities, F.one_hot(ids.flatten(), len(self.codebook)).to(flat.dtype))
+        chosen, soft = choice @ self.codebook, probabilities @ self.codebook
+        hard = self.codebook[ids.flatten()]
+        double = F.mse_loss(hard, flat.detach()) + F.mse_loss(soft, flat.detach())
+        commitment = F.mse_loss(flat, hard.detach())
+        of_vectors, of_codes = entropies(self, probabilities)
+        loss = double + self.config.commitment * commitment + self.config.entropy * (of_vectors - of_codes)
+        stats |= {"entropy_of_vectors": of_vectors, "entropy_of_codes": of_codes}
+        codes = chosen.unflatten(0, ids.shape).movedim(-1, 1)
+        return Quantized(codes, ids, loss, stats)
+
+    def lookup(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
+        return self.codebook[ids].movedim(-1, 1)
+
+    @torch.no_grad()
+    def start_from(self, vectors: Float[Tensor, "n d"]) -> None:
+        """k-means of the vectors."""
+        self.codebook.copy_(k_means(vectors, self.config.codebook_size)[0])

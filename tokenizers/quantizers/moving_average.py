@@ -1,0 +1,129 @@
+"""A codebook that follows its vectors by exponential moving averages, on the unit sphere if wanted.
+
+VQ-VAE (https://arxiv.org/abs/1711.00937, appendix A.1); revived codes as in Jukebox (https://arxiv.org/abs/2005.00341,
+section 3.1); the sphere as in ViT-VQGAN (https://arxiv.org/abs/2110.04627, section 3.1).
+
+vector-quantize-pytorch, which tests compare it with, draws the vectors of revived codes on each rank by itself: here
+several ranks do what one would do with all of their batches.
+
+Dimensions: B batch, D dimension of a code, h w grid of codes, K codes, N vectors.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .nearest import k_means, nearest
+from .quantizer import Quantized, Quantizer, QuantizerConfig, check_codebook, places, straight_through
+
+SMOOTHING = 1e-5  # of the counts that sums are divided by
+
+
+@dataclass(frozen=True)
+class MovingAverageConfig(QuantizerConfig):
+    """
+    codebook_size: number of codes, 2 or more
+    codebook_dim: dimension of a code
+    decay: of the moving averages that the codebook is made of, 0 .. 1
+    commitment: weight of the loss that pulls the encoder to its code
+    cosine: codes and vectors have length 1
+    dead_code_threshold: a code whose average count a batch falls below this is replaced by a vector of the batch
+    """
+
+    kind = "ema"
+
+    codebook_size: int
+    codebook_dim: int
+    decay: float
+    commitment: float
+    cosine: bool
+    dead_code_threshold: float
+
+    def __post_init__(self) -> None:
+        check_codebook(self.codebook_size, self.codebook_dim)
+        if not 0 < self.decay < 1:
+            raise ValueError(f"tokenizer.quantizer.decay={self.decay} must lie between 0 and 1")
+
+    @property
+    def num_codes(self) -> int:
+        return self.codebook_size
+
+    @property
+    def dim(self) -> int:
+        return self.codebook_dim
+
+    def build(self) -> "MovingAverageQuantizer":
+        return MovingAverageQuantizer(self)
+
+
+class MovingAverageQuantizer(Quantizer):
+    """The nearest entry of the codebook."""
+
+    config: MovingAverageConfig
+    codebook: Float[Tensor, "k d"]
+    counts: Float[Tensor, " k"]
+    sums: Float[Tensor, "k d"]
+    updates: Int[Tensor, ""]
+
+    def __init__(self, config: MovingAverageConfig) -> None:
+        super().__init__(config)
+        codebook = torch.randn(config.codebook_size, config.codebook_dim)
+        self.register_buffer("codebook", F.normalize(codebook, dim=-1) if config.cosine else codebook)
+        self.register_buffer("counts", torch.ones(config.codebook_size))  # of a batch, on average
+        self.register_buffer("sums", self.codebook.clone())  # of the vectors of each code, likewise
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self._seen: tuple[Tensor, Tensor] | None = None  # vectors and their ids, of the last batch
+
+    def forward(self, vectors: Float[Tensor, "b d h w"]) -> Quantized:
+        if self.config.cosine:
+            vectors = F.normalize(vectors, dim=1)
+        ids = nearest(vectors.movedim(1, -1).to(self.codebook.dtype), self.codebook)
+        codes = self.lookup(ids).to(vectors.dtype)
+        loss = self.config.commitment * F.mse_loss(vectors, codes)
+        if self.training:
+            self._seen = places(vectors.detach()).to(self.codebook.dtype), ids.flatten()
+        return Quantized(straight_through(vectors, codes), ids, loss, self.counted(ids))
+
+    def lookup(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
+        return self.codebook[ids].movedim(-1, 1)
+
+    @torch.no_grad()
+    def start_from(self, vectors: Float[Tensor, "n d"]) -> None:
+        """k-means of the vectors."""
+        centres, counts = k_means(vectors, self.config.codebook_size, on_sphere=self.config.cosine)
+        self.codebook.copy_(centres)
+        self.counts.copy_(counts)
+        self.sums.copy_(centres * counts[:, None])
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Move the averages and the codebook; revive codes that are hardly used."""
+        if self._seen is None:
+            return
+        (vectors, ids), self._seen = self._seen, None
+        counts = self.ranks.sum(torch.bincount(ids, minlength=len(self.codebook)).to(vectors.dtype))
+        sums = self.ranks.sum(torch.zeros_like(self.codebook).index_add_(0, ids, vectors))
+        self.counts.lerp_(counts, 1 - self.config.decay)
+        self.sums.lerp_(sums, 1 - self.config.decay)
+        total = self.counts.sum()
+        smoothed = (self.counts + SMOOTHING) / (total + SMOOTHING * len(self.counts)) * total
+        codebook = self.sums / smoothed[:, None]
+        self.codebook.copy_(F.normalize(codebook, dim=-1) if self.config.cosine else codebook)
+        self._revive(vectors)
+        self.updates += 1
+
+    def _revive(self, vectors: Float[Tensor, "n d"]) -> None:
+        """Put dead codes on vectors of the batch, no two on the same; the draw is of the number of updates."""
+        dead = (self.counts < self.config.dead_code_threshold).nonzero().flatten()
+        if not len(dead):
+            return
+        vectors = self.ranks.concatenate(vectors)
+        draw = torch.Generator().manual_seed(int(self.updates))
+        chosen = vectors[torch.randperm(len(vectors), generator=draw)[: len(dead)].to(vectors.device)]
+        dead = dead[: len(chosen)]
+        self.codebook[dead] = chosen
+        self.counts[dead] = self.config.dead_code_threshold
+        self.sums[dead] = chosen * self.config.dead_code_threshold

@@ -1,0 +1,52 @@
+"""The nearest of many codes, and where a codebook may begin.
+
+Dimensions: N vectors, K codes, D dimension of a code.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+DISTANCES = 2**25  # most distances in memory at once, 128 MiB of float32
+
+
+@torch.no_grad()
+def nearest(vectors: Float[Tensor, "*grid d"], codebook: Float[Tensor, "k d"]) -> Int[Tensor, "*grid"]:
+    """The code at the least squared distance; of several, the first.
+
+    The square is multiplied out in the order of the published models, whose ids would differ in near-ties else.
+    """
+    lengths = codebook.square().sum(1)
+    ids = [
+        (part.square().sum(1, keepdim=True) + lengths - 2 * (part @ codebook.T)).argmin(1)
+        for part in vectors.flatten(0, -2).split(max(1, DISTANCES // len(codebook)))
+    ]
+    return torch.cat(ids).view(vectors.shape[:-1])
+
+
+@torch.no_grad()
+def k_means(
+    vectors: Float[Tensor, "n d"], codebook_size: int, rounds: int = 10, on_sphere: bool = False
+) -> tuple[Float[Tensor, "k d"], Float[Tensor, " k"]]:
+    """Centres of clusters and how many vectors each has: Lloyd's rounds from vectors that are drawn the same each time.
+
+    A centre that loses all of its vectors moves to the one that is farthest from its own. With `on_sphere` vectors and
+    centres have length 1. Of fewer vectors than codes some stand for several.
+    """
+    if on_sphere:
+        vectors = F.normalize(vectors, dim=-1)
+    draw = torch.Generator().manual_seed(0)
+    chosen = torch.randperm(len(vectors), generator=draw).repeat(-(-codebook_size // len(vectors)))[:codebook_size]
+    centres = vectors[chosen.to(vectors.device)].clone()
+    counts = vectors.new_ones(codebook_size)
+    for _ in range(rounds):
+        ids = nearest(vectors, centres)
+        counts = torch.bincount(ids, minlength=codebook_size).to(vectors.dtype)
+        empty = (counts == 0).nonzero().flatten()
+        away = (vectors - centres[ids]).square().sum(1).topk(min(len(empty), len(vectors))).indices
+        centres = torch.zeros_like(centres).index_add_(0, ids, vectors) / counts.clamp_min(1)[:, None]
+        centres[empty[: len(away)]] = vectors[away]
+        if on_sphere:
+            centres = F.normalize(centres, dim=-1)
+    return centres, counts
