@@ -7,7 +7,7 @@
 Dimensions: B batch, H W pixels of a bucket.
 """
 
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,22 +120,35 @@ class PictureStream(IterableDataset[PictureBatch]):
 
     def __iter__(self) -> Iterator[PictureBatch]:
         state = self._state() or {"next": self.rank, "waiting": []}
-        position = int(state["next"])
+        seen, position = deque(state["waiting"]), int(state["next"])
         waiting: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
-        for left in state["waiting"]:
-            waiting[self._picture(left).shape].append(left)
         while True:
-            group = waiting[self._picture(position).shape]
-            group.append(position)
-            position += self.world
+            if seen:
+                number = seen.popleft()
+            else:
+                number, position = position, position + self.world
+            group = waiting[self._picture(number).shape]
+            group.append(number)
             if len(group) == self.batch_size:
                 pictures = _stack([self._picture(number) for number in group])
                 group.clear()
                 left = [number for others in waiting.values() for number in others]
-                yield PictureBatch(pictures, {"next": position, "waiting": left})
+                yield PictureBatch(pictures, {"next": position, "waiting": [*left, *seen]})
 
     def _picture(self, position: int) -> np.ndarray:
         return self.pictures[self._order.locate(position)[1]]
+
+
+def dealt(states: Sequence[State], world: int) -> list[State]:
+    """States of `world` ranks that go on where those of these states ended: what is in no batch yet comes once."""
+    if len(states) == world:
+        return list(states)
+    end = max(int(state["next"]) for state in states)
+    left = [number for state in states for number in state["waiting"]]
+    for state in states:
+        left += range(int(state["next"]), end, len(states))  # another rank was ahead of it
+    left.sort()
+    return [{"next": end + rank, "waiting": left[rank::world]} for rank in range(world)]
 
 
 def _stack(pictures: Sequence[np.ndarray]) -> Tensor:

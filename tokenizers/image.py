@@ -36,17 +36,11 @@ class ImageTokenizer(PixelTokenizer):
         """Begin at a network and at codes that suit these pixels, in place of noise.
 
         Of the steps that a short training has, this saves the ones that would only find that out.
-        ValueError for fewer patches than codes, or than components of a vector.
+        ValueError for fewer patches than codes to be learnt, or than components of a vector.
         """
         with torch.no_grad():
             self.network.start_from(self.encoder, self.decoder, pixels, self.quantizer.whitened)
-            vectors = places(self.encoder(pixels))
-            if len(vectors) < self.codebook_size:
-                raise ValueError(
-                    f"{len(vectors)} patches of {len(pixels)} pictures are too few for {self.codebook_size} codes: "
-                    "lower the size of the codebook, raise tokenizer.trainer.init_pictures, or give more pictures"
-                )
-            self.quantizer.start_from(vectors)
+            self.quantizer.start_from(places(self.encoder(pixels)))
 
     @property
     def patch(self) -> int:

@@ -90,6 +90,7 @@ def pretrain(config: DictConfig) -> Path:
     _check_tokenizers(config)
     world = join_world(device, config.trainer.tensor_parallel)
     check_rows(config, world.size)
+    tokenizers = tokenizer_run(config, world)
     folder = world.lead(lambda: make_tokens(config))
     tokens = TokenDataset(folder, "train", **_elsewhere(config))
     mixture = Mixture.opened(_mixed(config), tokens)
@@ -101,7 +102,7 @@ def pretrain(config: DictConfig) -> Path:
         run = world.lead(lambda: stack.enter_context(opened))
         if world.lead(lambda: run.finished):
             return run.folder
-        codec = read_tokenizers(world.lead(lambda: tokenizer_run(config)), device)
+        codec = read_tokenizers(tokenizers, device)
         if world.is_first:
             write_config(run, OmegaConf.to_yaml(config, resolve=True))
         with memory_advice(lambda: training_advice(config, decoder, device, world)):

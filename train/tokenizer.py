@@ -7,6 +7,7 @@
 """
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from ..data.artefact import atomic_write, publish_folder
-from ..data.picture_batches import Pictures, PictureStream
+from ..data.picture_batches import Pictures, PictureStream, dealt
 from ..data.pictures import buckets_of
 from ..data.shards import read_shard
 from ..model.codec import CARD, IMAGE_MODEL, Codec
@@ -44,6 +45,7 @@ from .shards import make_shards
 from .steps import Steps
 from .telemetry import Telemetry
 from .tokenizer_metrics import measure_codebook, measure_reconstruction
+from .world import World, join_world
 
 GRID = "reconstructions.png"
 GRID_PICTURES = 32
@@ -58,7 +60,20 @@ WATCHING = (
 
 
 def make_tokenizer(config: DictConfig) -> Path:
-    """Train the tokenizers that `config.tokenizer` describes on `config.data`, unless that is done; the run folder."""
+    """Train the tokenizers that `config.tokenizer` describes on `config.data`, unless that is done; the run folder.
+
+    Started by torchrun or srun, each process trains on its part of a batch; the first alone makes, writes and measures.
+    """
+    return train_tokenizers(config, join_world(prepare(config)))
+
+
+def tokenizer_run(config: DictConfig, world: World | None = None) -> Path:
+    """The folder whose tokenizers make the tokens: the one named, or the run of `config.tokenizer`, made if lacking."""
+    return named_tokenizers(config) or train_tokenizers(config, world or World())
+
+
+def train_tokenizers(config: DictConfig, world: World) -> Path:
+    """As `make_tokenizer`, by the processes of a world."""
     settings = config.tokenizer
     sizes = (
         int(settings.pictures.resolution),
@@ -68,37 +83,44 @@ def make_tokenizer(config: DictConfig) -> Path:
     prepare(config)
     buckets_of(*sizes)  # what cannot work is said before the data are made
     quantizer_config(settings.quantizer)
-    folder = make_shards(config)
-    pictures = Pictures(folder, "train", *sizes)
-    with open_run(settings.runs, f"{config.data.name}-{settings.name}", _made_from(config, pictures)) as run:
-        if run.finished:
-            return run.folder
-        write_config(run, OmegaConf.to_yaml(config, resolve=True))
-        console = Console(stderr=True)
-        text = _text_tokenizer(run, folder, pictures.record, settings, console)
-        validation = Pictures(folder, "val", *sizes) if "val" in pictures.record["splits"] else None
-        module, telemetry = _train(run, config, pictures, validation)
-        tokenizer = module.evaluated.eval()
-        if not (run.folder / IMAGE_MODEL).exists():
-            with publish_folder(run.folder / IMAGE_MODEL) as partial:
-                tokenizer.save_pretrained(partial)
-        metrics = evaluate_tokenizer(run.folder, folder, config)
-        numbers = {**metrics, "text_vocabulary": text.size, "train_seconds": round(float(module.seconds), 1)}
-        numbers |= {**telemetry.metrics(), "seed": config.seed}
-        write_report(run.folder, numbers)
-        run.finish(numbers)
-        console.print(
-            f"{run.folder}: psnr {metrics['psnr']:.2f} dB, ssim {metrics['ssim']:.3f}, "
-            f"codebook usage {metrics['codebook_usage']:.1%}, see {run.folder / GRID} and {run.folder / REPORT}",
-            highlight=False,
-            soft_wrap=True,
+    if settings.trainer.batch_size % world.size:
+        raise ValueError(
+            f"tokenizer.trainer.batch_size={settings.trainer.batch_size} cannot be dealt to {world.size} processes: "
+            "set a multiple"
         )
+    folder = world.lead(lambda: make_shards(config))
+    pictures = Pictures(folder, "train", *sizes)
+    with ExitStack() as stack:
+        opened = open_run(settings.runs, f"{config.data.name}-{settings.name}", _made_from(config, pictures))
+        run = world.lead(lambda: stack.enter_context(opened))
+        if world.lead(lambda: run.finished):
+            return run.folder
+        if world.is_first:
+            write_config(run, OmegaConf.to_yaml(config, resolve=True))
+        console = Console(stderr=True)
+        text_size = world.lead(lambda: _text_tokenizer(run, folder, pictures.record, settings, console).size)
+        validation = Pictures(folder, "val", *sizes) if "val" in pictures.record["splits"] else None
+        module, telemetry = _train(run, config, pictures, validation, world)
+        numbers = {"text_vocabulary": text_size, "train_seconds": round(float(module.seconds), 1)}
+        numbers |= {**telemetry.metrics(), "steps_skipped": int(module.steps_skipped), "seed": config.seed}
+        world.lead(lambda: _finish(run, folder, config, module.evaluated.eval(), numbers))
     return run.folder
 
 
-def tokenizer_run(config: DictConfig) -> Path:
-    """The folder whose tokenizers make the tokens: the one named, or the run of `config.tokenizer`, made if lacking."""
-    return named_tokenizers(config) or make_tokenizer(config)
+def _finish(run: Run, folder: Path, config: DictConfig, tokenizer: ImageTokenizer, numbers: dict[str, Any]) -> None:
+    """The last step of a run: the tokenizer on disk, its numbers and the report."""
+    if not (run.folder / IMAGE_MODEL).exists():
+        with publish_folder(run.folder / IMAGE_MODEL) as partial:
+            tokenizer.save_pretrained(partial)
+    metrics = {**evaluate_tokenizer(run.folder, folder, config), **numbers}
+    write_report(run.folder, metrics)
+    run.finish(metrics)
+    Console(stderr=True).print(
+        f"{run.folder}: psnr {metrics['psnr']:.2f} dB, ssim {metrics['ssim']:.3f}, "
+        f"codebook usage {metrics['codebook_usage']:.1%}, see {run.folder / GRID} and {run.folder / REPORT}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def named_tokenizers(config: DictConfig) -> Path | None:
@@ -153,39 +175,40 @@ def _texts(shards: list[Path]) -> Iterator[str]:
 
 
 def _train(
-    run: Run, config: DictConfig, pictures: Pictures, validation: Pictures | None
+    run: Run, config: DictConfig, pictures: Pictures, validation: Pictures | None, world: World
 ) -> tuple[ImageTokenizerTraining, Telemetry]:
     """Train to the last step, from the newest checkpoint."""
     settings = config.tokenizer
     steps = settings.trainer.max_steps
     torch.manual_seed(config.seed)
     tokenizer = ImageTokenizer(network_config(settings.network), quantizer_config(settings.quantizer))
-    module = ImageTokenizerTraining(tokenizer, settings)
-    telemetry = Telemetry(PictureCounts(tokenizer.codebook_size), settings.trainer.log_every_n_steps)
-    checkpoint = newest_checkpoint(run.checkpoints)
+    module = ImageTokenizerTraining(tokenizer, settings, world)
+    telemetry = Telemetry(PictureCounts(tokenizer.codebook_size), settings.trainer.log_every_n_steps, world)
+    checkpoint = world.lead(lambda: newest_checkpoint(run.checkpoints))
     if checkpoint is not None and load_step(checkpoint) >= steps:
         load_model(checkpoint, module)
         load_callbacks(checkpoint, [telemetry])
         return module, telemetry
 
     def left() -> dict[str, Any] | None:
-        return None if module.resumed_states is None else module.resumed_states[0]
+        return None if module.resumed_states is None else dealt(module.resumed_states, world.size)[world.rank]
 
-    stream = PictureStream(pictures, settings.trainer.batch_size, config.seed, left)
+    size = settings.trainer.batch_size // world.size
+    stream = PictureStream(pictures, size, config.seed, left, world.rank, world.size)
     incidents = Incidents(run.folder, load_step(checkpoint))
     callbacks: list[Callback] = [
-        Steps(config.seed),
+        Steps(config.seed, world.rank),
         telemetry,
         incidents,
         Alarms(tokenizer_rules(), incidents),
         Start(pictures, settings.trainer.init_pictures),
-        TrainingProgress("image tokenizer", steps),
+        *([TrainingProgress("image tokenizer", steps)] if world.is_first else []),
     ]
     if validation is not None:
         callbacks.append(Reconstructions(validation, settings.trainer))
     callbacks.append(Reports(run.folder, settings.trainer.validate_every_n_steps))
-    callbacks.append(Checkpoints(run.checkpoints, settings.trainer.checkpoint_every_n_steps, steps, checkpoint))
-    trainer = make_trainer(config, run, callbacks, load_step(checkpoint))
+    callbacks.append(Checkpoints(run.checkpoints, settings.trainer.checkpoint_every_n_steps, steps, checkpoint, world))
+    trainer = make_trainer(config, run, callbacks, load_step(checkpoint), world, reduced_by_module=True)
     with memory_advice(f"lower tokenizer.trainer.batch_size={settings.trainer.batch_size}"):
         fit(trainer, module, DataLoader(telemetry.timed(stream), batch_size=None))
     return module, telemetry
@@ -208,6 +231,7 @@ class Start(Callback):
             by_size.setdefault(tuple(picture.shape), []).append(picture)
         largest = max(by_size.values(), key=len)
         pl_module.start_from(to_pixels(torch.stack(largest)).to(pl_module.device))
+        pl_module.world.copy_from_first(pl_module)
 
 
 class Reconstructions(Callback):
@@ -221,7 +245,7 @@ class Reconstructions(Callback):
     ) -> None:
         assert isinstance(pl_module, ImageTokenizerTraining)
         step = pl_module.step
-        if step % self.settings.validate_every_n_steps:
+        if step % self.settings.validate_every_n_steps or not pl_module.world.is_first:
             return
         tokenizer = pl_module.evaluated.eval()
         batches = list(self.pictures.batches(self.settings.evaluation_batch_size))

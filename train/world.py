@@ -115,6 +115,12 @@ class World:
         dist.all_gather(parts, tensor.contiguous())
         return torch.cat(parts)
 
+    def copy_from_first(self, module: torch.nn.Module) -> None:
+        """Give the module the weights and buffers that it has on the first rank."""
+        if self.size > 1:
+            for tensor in module.state_dict().values():
+                dist.broadcast(tensor, src=0)
+
     def average_gradients(self, module: torch.nn.Module) -> None:
         """Over all ranks, of a module whose parameters are whole on each."""
         if self.size == 1:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from made_pictures import picture
 
 from omnigram.data.document import Document, Segment
-from omnigram.data.picture_batches import Pictures, PictureStream
+from omnigram.data.picture_batches import PictureBatch, Pictures, PictureStream, dealt
 from omnigram.data.shards import write_shard
 
 SHARDS, EACH = 3, 5
@@ -88,3 +88,24 @@ def test_what_is_not_there_is_named(folder: Path, tmp_path: Path):
         Pictures(folder, "val", 32, 8)
     with pytest.raises(ValueError, match="batch_size=0"):
         PictureStream(pictures(folder), 0, 0)
+
+
+@given(before=st.integers(1, 3), after=st.integers(1, 3), batches=st.integers(1, 4), seed=st.integers(0, 3))
+def test_other_ranks_go_on_with_what_was_not_yet_seen(folder: Path, before: int, after: int, batches: int, seed: int):
+    def positions(stream: PictureStream, number: int) -> list[PictureBatch]:
+        return list(islice(stream, number))
+
+    first = [
+        positions(PictureStream(pictures(folder), 2, seed, rank=rank, world=before), batches) for rank in range(before)
+    ]
+    states = dealt([part[-1].state for part in first], after)
+    second = [
+        positions(PictureStream(pictures(folder), 2, seed, lambda s=state: s, rank, after), 12)
+        for rank, state in enumerate(states)
+    ]
+    seen = [n for part in (*first, *second) for batch in part for n in numbers(batch.pictures)]
+    [end] = dealt([part[-1].state for part in second], 1)
+    order = [numbers(b.pictures)[0] for b in islice(PictureStream(pictures(folder), 1, seed), end["next"])]
+    left = [order[number] for number in end["waiting"]]
+    assert sorted(seen + left) == sorted(order)
+    assert len(left) < len(order)

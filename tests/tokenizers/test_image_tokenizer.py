@@ -154,7 +154,7 @@ def test_training_starts_from_the_best_linear_reconstruction():
 
 def test_more_codes_than_patches_are_refused():
     pixels = torch.rand(1, 3, 16, 16) * 2 - 1
-    with pytest.raises(ValueError, match=r"16 patches of 1 pictures are too few for 32 codes: lower .*codebook_size"):
+    with pytest.raises(ValueError, match=r"16 patches are too few for 32 codes to begin at: lower .*codebook_size"):
         made(codebook_size=32).start_from(pixels)
 
 

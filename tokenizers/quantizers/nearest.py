@@ -32,21 +32,25 @@ def k_means(
     """Centres of clusters and how many vectors each has: Lloyd's rounds from vectors that are drawn the same each time.
 
     A centre that loses all of its vectors moves to the one that is farthest from its own. With `on_sphere` vectors and
-    centres have length 1. Of fewer vectors than codes some stand for several.
+    centres have length 1. ValueError for fewer vectors than codes.
     """
+    if len(vectors) < codebook_size:
+        raise ValueError(
+            f"{len(vectors)} patches are too few for {codebook_size} codes to begin at: lower "
+            "tokenizer.quantizer.codebook_size, raise tokenizer.trainer.init_pictures, or give more pictures"
+        )
     if on_sphere:
         vectors = F.normalize(vectors, dim=-1)
     draw = torch.Generator().manual_seed(0)
-    chosen = torch.randperm(len(vectors), generator=draw).repeat(-(-codebook_size // len(vectors)))[:codebook_size]
-    centres = vectors[chosen.to(vectors.device)].clone()
+    centres = vectors[torch.randperm(len(vectors), generator=draw)[:codebook_size].to(vectors.device)]
     counts = vectors.new_ones(codebook_size)
     for _ in range(rounds):
         ids = nearest(vectors, centres)
         counts = torch.bincount(ids, minlength=codebook_size).to(vectors.dtype)
         empty = (counts == 0).nonzero().flatten()
-        away = (vectors - centres[ids]).square().sum(1).topk(min(len(empty), len(vectors))).indices
+        away = (vectors - centres[ids]).square().sum(1).topk(len(empty)).indices
         centres = torch.zeros_like(centres).index_add_(0, ids, vectors) / counts.clamp_min(1)[:, None]
-        centres[empty[: len(away)]] = vectors[away]
+        centres[empty] = vectors[away]
         if on_sphere:
             centres = F.normalize(centres, dim=-1)
     return centres, counts
