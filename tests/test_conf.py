@@ -19,9 +19,18 @@ OPTIONS = [f"{group}={option}" for group, options in groups().items() for option
 
 
 def test_the_groups_are_the_files() -> None:
-    files = {f"{path.parent.name}={path.stem}" for path in CONF.rglob("*.yaml") if path.parent != CONF}
+    files = {f"{path.parent.relative_to(CONF)}={path.stem}" for path in CONF.rglob("*.yaml") if path.parent != CONF}
     assert set(OPTIONS) == files
-    assert set(groups()) == {"data", "tokenizer", "model", "train", "launcher", "experiment"}
+    assert set(groups()) == {
+        "data",
+        "tokenizer",
+        "tokenizer/network",
+        "tokenizer/quantizer",
+        "model",
+        "train",
+        "launcher",
+        "experiment",
+    }
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -60,7 +69,7 @@ FAULTS = [
     (["model.hiden_size=3"], "unknown key 'model.hiden_size': did you mean model.hidden_size?"),
     (["max_steps=3"], "did you mean tokenizer.trainer.max_steps or trainer.max_steps?"),
     (["languages=[en]"], "did you mean data.source.languages?"),
-    (["tokenizer.zzz=1"], "unknown key 'tokenizer.zzz': tokenizer holds name, "),
+    (["tokenizer.zzz=1"], "unknown key 'tokenizer.zzz': tokenizer holds network, "),
     (["seed.a=1"], "unknown key 'seed.a'"),
     (["trainer.max_steps=1e3"], "trainer.max_steps is a whole number, as in trainer.max_steps="),
     (["trainer.max_steps=many"], "trainer.max_steps is a whole number"),

@@ -126,13 +126,13 @@ def test_a_rule_that_is_loaded_goes_on_as_if_never_stopped(values: list[float], 
 def step(callback: Alarms, module: StepModule, **watched: float) -> None:
     module.steps_done += 1
     module.watched = {name: torch.tensor(value) for name, value in watched.items()}
-    trainer = cast(Trainer, SimpleNamespace(is_global_zero=True))
+    trainer = cast(Trainer, SimpleNamespace())
     callback.on_train_batch_end(trainer, module, None, None, 0)
 
 
 def test_an_alarm_is_a_warning_and_an_incident_and_leaves_out_what_is_not_watched(tmp_path: Path) -> None:
     incidents = Incidents(tmp_path, 0)
-    incidents.setup(cast(Trainer, SimpleNamespace(is_global_zero=True)), StepModule(), "fit")
+    incidents.setup(cast(Trainer, SimpleNamespace()), StepModule(), "fit")
     callback, module = Alarms(pretraining_rules(), incidents), StepModule(max_skipped=5)
     for _ in range(110):
         step(callback, module, loss=2.0, gradient_norm=1.0)

@@ -10,8 +10,9 @@ from lightning.pytorch import Trainer
 
 from omnigram.train.incidents import Incidents, read_incidents
 from omnigram.train.steps import StepModule
+from omnigram.train.world import World
 
-FIRST = cast(Trainer, SimpleNamespace(is_global_zero=True))
+FIRST = cast(Trainer, SimpleNamespace())
 
 
 def started(folder: Path, step: int = 0) -> Incidents:
@@ -80,6 +81,6 @@ def test_sigterm_is_noted_when_its_step_is_saved(tmp_path: Path) -> None:
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     other = Incidents(tmp_path, 5)
-    other.setup(cast(Trainer, SimpleNamespace(is_global_zero=False)), StepModule(), "fit")
+    other.setup(cast(Trainer, SimpleNamespace()), StepModule(world=World(1, 2)), "fit")
     other.add(6, "loss", "a jump")
     assert not list(tmp_path.iterdir())

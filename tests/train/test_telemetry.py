@@ -145,7 +145,7 @@ def train(
 ) -> None:
     """Steps of 2 s; batches that are waited for .5 s; then half a second of checkpoints and the like."""
     logged = [curves] if rank == 0 else []
-    trainer: Any = SimpleNamespace(precision="32-true", is_global_zero=rank == 0, loggers=logged)
+    trainer: Any = SimpleNamespace(precision="32-true", loggers=logged)
 
     def slowly(first: int) -> Any:
         for number in range(first, 1000):
