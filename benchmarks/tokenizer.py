@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from omnigram.data.picture_batches import PictureBatch
 from omnigram.tokenizers.image import ImageTokenizer, to_pixels
 from omnigram.tokenizers.networks import network_config
-from omnigram.tokenizers.networks.convolutional import Decoder, Encoder
 from omnigram.tokenizers.quantizers import quantizer_config
 from omnigram.train.compose import compose_config
 from omnigram.train.image_tokenizer import ImageTokenizerTraining
@@ -49,8 +48,8 @@ class PlainVQVAE(nn.Module):
     def __init__(self, settings: DictConfig) -> None:
         super().__init__()
         network, quantizer = network_config(settings.network), settings.quantizer
-        self.encoder = Encoder(network, quantizer.codebook_dim)
-        self.decoder = Decoder(network, quantizer.codebook_dim)
+        self.encoder = network.encoder(quantizer.codebook_dim)
+        self.decoder = network.decoder(quantizer.codebook_dim)
         self.codebook = nn.Embedding(quantizer.codebook_size, quantizer.codebook_dim)
         self.commitment, self.weights = quantizer.commitment, settings.loss
 

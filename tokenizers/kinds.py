@@ -2,12 +2,15 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
 
 
-class Kind(Protocol):
-    @property
-    def kind(self) -> str: ...
+@dataclass(frozen=True)
+class Kind:
+    """One of several kinds of settings."""
+
+    kind: ClassVar[str]
 
 
 K = TypeVar("K", bound=Kind)
@@ -19,10 +22,10 @@ def of_kind(kinds: Mapping[str, type[K]], settings: Mapping[str, Any], key: str)
     key: where the settings stand in the configuration, for messages
     ValueError for an unknown kind, a setting that it does not have or that is missing, or a value that cannot be.
     """
-    kind = settings.get("kind")
+    kind = str(settings.get("kind"))
     if kind not in kinds:
         raise ValueError(f"{key}.kind={kind} is unknown: there is {', '.join(kinds)}")
-    known = [field.name for field in dataclasses.fields(kinds[kind])]  # pyright: ignore[reportArgumentType]
+    known = [field.name for field in dataclasses.fields(kinds[kind])]
     for name in settings:
         if name not in known and name != "kind":
             raise ValueError(f"{key}.{name} is no setting of {kind}, which takes {', '.join(known)}")
@@ -34,4 +37,4 @@ def of_kind(kinds: Mapping[str, type[K]], settings: Mapping[str, Any], key: str)
 
 def kind_settings(config: Kind) -> dict[str, Any]:
     """What `of_kind` makes the same dataclass of."""
-    return {"kind": config.kind, **dataclasses.asdict(config)}  # pyright: ignore[reportArgumentType]
+    return {"kind": config.kind, **dataclasses.asdict(config)}

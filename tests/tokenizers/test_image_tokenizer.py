@@ -12,7 +12,13 @@ from safetensors.torch import load_file
 
 from omnigram.tokenizers.image import ImageTokenizer, to_pixels, to_uint8
 from omnigram.tokenizers.movqgan import MoVQGAN, MoVQGANConfig
-from omnigram.tokenizers.networks.convolutional import AttentionBlock, ConvolutionalConfig, principal_components
+from omnigram.tokenizers.networks.convolutional import (
+    AttentionBlock,
+    ConvolutionalConfig,
+    Decoder,
+    Encoder,
+    principal_components,
+)
 from omnigram.tokenizers.pixel_tokenizer import PixelTokenizer, load_image_tokenizer
 from omnigram.tokenizers.quantizers.moving_average import MovingAverageConfig
 from omnigram.tokenizers.quantizers.quantizer import perplexity, places
@@ -26,15 +32,27 @@ def awaken(block: torch.nn.Module) -> None:
         torch.nn.init.normal_(layer.weight, std=0.1)
 
 
+def networks_of(tokenizer: ImageTokenizer) -> tuple[Encoder, Decoder]:
+    encoder, decoder = tokenizer.encoder, tokenizer.decoder
+    assert isinstance(encoder, Encoder)
+    assert isinstance(decoder, Decoder)
+    return encoder, decoder
+
+
+def codebook_of(tokenizer: ImageTokenizer) -> torch.Tensor:
+    return tokenizer.quantizer.get_buffer("codebook")
+
+
 def made(spatial_norm: bool = False, cosine: bool = False, codebook_size: int = 32) -> ImageTokenizer:
     torch.manual_seed(0)
     network = ConvolutionalConfig(2, (8, 32), (1, 1), (1, 1), spatial_norm, encoder_attention=1, decoder_attention=1)
     quantizer = MovingAverageConfig(codebook_size, 4, 0.9, 0.25, cosine, 0.0)
     tokenizer = ImageTokenizer(network, quantizer)
-    for layer in (tokenizer.encoder.layers[-1], tokenizer.decoder.head[1]):  # they start at zero
+    encoder, decoder = networks_of(tokenizer)
+    for layer in (encoder.layers[-1], decoder.head[1]):  # they start at zero
         assert isinstance(layer, torch.nn.Conv2d)
         torch.nn.init.normal_(layer.weight, std=0.1)
-    for block in (tokenizer.encoder.layers[-3], tokenizer.decoder.attention[0]):
+    for block in (encoder.layers[-3], decoder.attention[0]):
         awaken(block)
     with torch.no_grad():
         tokenizer.quantizer.start_from(places(tokenizer.encoder(torch.rand(8, 3, 32, 32) * 2 - 1)))
@@ -93,7 +111,7 @@ def test_ids_name_the_nearest_code_and_look_it_up(cosine: bool):
         vectors = torch.nn.functional.normalize(vectors, dim=1)
     quantized = tokenizer.quantizer(vectors)
     flat = vectors.movedim(1, -1).reshape(-1, 4)
-    nearest = torch.cdist(flat, tokenizer.quantizer.codebook).argmin(1)  # brute force
+    nearest = torch.cdist(flat, codebook_of(tokenizer)).argmin(1)  # brute force
     assert torch.equal(quantized.ids.flatten(), nearest)
     torch.testing.assert_close(tokenizer.quantizer.lookup(quantized.ids), quantized.codes)
 
@@ -108,16 +126,16 @@ def test_a_row_of_a_batch_does_not_depend_on_the_others():
 def test_gradients_pass_the_quantizer_and_only_training_moves_the_codebook():
     tokenizer = made()
     pixels = torch.rand(2, 3, 16, 16) * 2 - 1
-    before = tokenizer.quantizer.codebook.clone()
+    before = codebook_of(tokenizer).clone()
     tokenizer.encode(pixels)
-    assert torch.equal(tokenizer.quantizer.codebook, before)
+    assert torch.equal(codebook_of(tokenizer), before)
     tokenizer.train()
     quantized = tokenizer.quantize(pixels)
-    assert torch.equal(tokenizer.quantizer.codebook, before), "a step that turns out unsound changes nothing"
+    assert torch.equal(codebook_of(tokenizer), before), "a step that turns out unsound changes nothing"
     tokenizer.quantizer.follow()
-    assert not torch.equal(tokenizer.quantizer.codebook, before)
+    assert not torch.equal(codebook_of(tokenizer), before)
     tokenizer.decoder(quantized.codes).square().mean().backward()
-    linear = tokenizer.encoder.linear[1]
+    linear = networks_of(tokenizer)[0].linear[1]
     assert isinstance(linear, torch.nn.Conv2d)
     assert linear.weight.grad is not None
     assert linear.weight.grad.abs().sum() > 0
@@ -142,14 +160,14 @@ def test_training_starts_from_the_best_linear_reconstruction():
         ConvolutionalConfig(2, (8, 16), (1, 1), (1, 1), False), MovingAverageConfig(32, 6, 0.9, 0.25, False, 0.0)
     )
     pixels = torch.rand(16, 3, 16, 16) * 2 - 1
-    principal_components(tokenizer.encoder, tokenizer.decoder, pixels)
+    principal_components(*networks_of(tokenizer), pixels)
     decoded = tokenizer.decoder(tokenizer.encoder(pixels))
     patches = torch.nn.functional.unfold(pixels, 4, stride=4).transpose(1, 2).flatten(0, 1)
     centred = patches - patches.mean(0)
     left = torch.linalg.svdvals(centred)[6:].square().sum() / patches.numel()  # Eckart and Young
     torch.testing.assert_close((decoded - pixels).square().mean(), left, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="no 6 principal components"):
-        principal_components(tokenizer.encoder, tokenizer.decoder, pixels[:1, :, :4, :4])
+        principal_components(*networks_of(tokenizer), pixels[:1, :, :4, :4])
 
 
 def test_more_codes_than_patches_are_refused():

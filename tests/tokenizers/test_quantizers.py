@@ -55,7 +55,7 @@ def made(config: QuantizerConfig) -> Quantizer:
 
 
 def test_every_kind_has_settings_that_ship_and_is_tested_here():
-    shipped = {file.stem: OmegaConf.load(file) for file in CONF.glob("*.yaml")}
+    shipped: dict[str, Any] = {file.stem: OmegaConf.load(file) for file in CONF.glob("*.yaml")}
     merged = {
         name: OmegaConf.merge(*(shipped[base] for base in settings.get("defaults", []) if base != "_self_"), settings)
         for name, settings in shipped.items()
@@ -330,11 +330,11 @@ def test_every_round_of_k_means_lowers_the_error_and_no_code_stays_empty(seed: i
     vectors = torch.randn(100, 3, generator=torch.Generator().manual_seed(seed))
     if same:
         vectors[20:] = vectors[:1]  # nearly all centres begin at one place
-    errors = []
-    for rounds in range(8):
-        centres, counts = k_means(vectors, codes, rounds)
+    found, errors = [k_means(vectors, codes, rounds) for rounds in range(8)], []
+    for centres, _ in found:
         errors.append(float(torch.cdist(vectors, centres).min(1).values.square().sum()))
     assert all(after <= before * 1.0001 + 1e-6 for before, after in pairwise(errors))
+    centres, counts = found[-1]
     assert counts.sum() == 100
     assert same or (torch.bincount(nearest(vectors, centres), minlength=codes) > 0).all()
     with pytest.raises(ValueError, match=f"{codes - 1} patches are too few for {codes} codes"):

@@ -5,10 +5,11 @@ Dimensions: B batch, D dimension of a code, H W pixels, h w grid of codes.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from ..kinds import Kind
 
 
 class PixelDecoder(nn.Module, ABC):
@@ -21,10 +22,8 @@ class PixelDecoder(nn.Module, ABC):
 
 
 @dataclass(frozen=True)
-class NetworkConfig(ABC):
+class NetworkConfig(Kind, ABC):
     """The shape of one kind of network, of which it makes both parts."""
-
-    kind: ClassVar[str]
 
     @property
     @abstractmethod
@@ -46,7 +45,7 @@ class NetworkConfig(ABC):
         """Height and width in pixels of what is decoded of a grid; ValueError for a grid that it does not take."""
         return rows * self.patch, columns * self.patch
 
-    def start_from(  # noqa: B027 - most begin at their random weights
+    def start_from(
         self, encoder: nn.Module, decoder: nn.Module, pixels: Float[Tensor, "b 3 height width"], whitened: bool
     ) -> None:
         """Set weights to something that suits these pixels.

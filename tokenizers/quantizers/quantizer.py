@@ -5,11 +5,13 @@ Dimensions: B batch, D dimension of a code, h w grid of codes, K codes, N vector
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from ..kinds import Kind
 
 
 class Quantized(NamedTuple):
@@ -49,10 +51,8 @@ class Alone:
 
 
 @dataclass(frozen=True)
-class QuantizerConfig(ABC):
+class QuantizerConfig(Kind, ABC):
     """The settings of one kind of quantizer, which it makes."""
-
-    kind: ClassVar[str]
 
     @property
     @abstractmethod
