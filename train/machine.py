@@ -81,6 +81,11 @@ def precision(config: DictConfig, device: torch.device) -> str:
     return "bf16-mixed" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
 
 
+def _autocast(config: DictConfig, device: torch.device, world: World) -> str:
+    """What Lightning is told of the precision: FSDP2 narrows the layers that it gathers, and needs no autocast."""
+    return "32-true" if config.trainer.strategy == "fsdp" and world.size > 1 else precision(config, device)
+
+
 def make_trainer(
     config: DictConfig, run: Run, callbacks: list[Callback], resumed_step: int, world: World | None = None
 ) -> Trainer:
@@ -93,7 +98,7 @@ def make_trainer(
         devices=world.local_size,
         num_nodes=world.size // world.local_size,
         strategy=strategy(config.trainer, world),
-        precision=precision(config, device),  # pyright: ignore[reportArgumentType] - checked by Lightning
+        precision=_autocast(config, device, world),  # pyright: ignore[reportArgumentType] - checked by Lightning
         max_steps=-1,
         max_epochs=-1,
         logger=make_loggers(names, run.folder, resumed_step),
