@@ -9,6 +9,7 @@ is written last, and then the folder gets its name: a folder `step-*` is whole.
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -20,7 +21,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
@@ -35,12 +36,17 @@ NAME = "step-{:08d}"
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint of the most steps that is whole. They are written whole or not at all, but disks fail."""
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    for path in reversed(_checkpoints(folder)):
         fault = _fault(path)
         if fault is None:
             return path
         warnings.warn(f"{path} is damaged and is passed over: {fault}", stacklevel=2)
     return None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """All that have the name of one, the oldest first."""
+    return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
 
 
 def load_step(path: Path | None) -> int:
@@ -172,6 +178,11 @@ class Checkpoints(Callback):
                 if not self.world.is_first:
                     return
                 files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
+                if lacking := _written(partial) - files.keys():
+                    raise ValueError(
+                        f"the checkpoint {path} lacks {min(lacking)}, which another rank wrote: all machines have to "
+                        f"see one folder {self.folder}, as on a shared file system"
+                    )
                 atomic_write(partial / MANIFEST, json.dumps({**manifest, "files": files}))
                 if path.exists():  # damaged, or it would have been gone on from
                     shutil.rmtree(path)
@@ -180,8 +191,10 @@ class Checkpoints(Callback):
             finally:
                 if self.world.is_first:
                     shutil.rmtree(partial, ignore_errors=True)
-        for old in sorted(self.folder.glob("step-*"))[: -self.keep]:
-            if not self.keep_every or load_step(old) % self.keep_every:
+        there = _checkpoints(self.folder)
+        later = [other for other in there if load_step(other) > step]  # damaged, or the run had gone on from them
+        for old in there[: -self.keep - len(later)] + later:
+            if old in later or not self.keep_every or load_step(old) % self.keep_every:
                 gone = self._partial(load_step(old))  # no half of it is left under its name
                 os.replace(old, gone)
                 shutil.rmtree(gone)
@@ -197,6 +210,12 @@ def _plain_faults(path: Path, what: str = "does not fit this run") -> Iterator[N
         if isinstance(cause, OSError):
             raise cause from None
         raise ValueError(f"the checkpoint {path} {what}: {' '.join(str(cause).split())}") from None
+
+
+def _written(folder: Path) -> set[str]:
+    """The files that all ranks together have written, by the metadata of torch.distributed.checkpoint."""
+    stored = FileSystemReader(folder).read_metadata().storage_data or {}
+    return {place.relative_path for place in stored.values()}
 
 
 def _manifest(path: Path) -> Mapping[str, Any]:

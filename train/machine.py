@@ -101,7 +101,6 @@ def make_trainer(
     return Trainer(
         accelerator={"cuda": "gpu"}.get(device.type, device.type),
         **_layout(config, device, world, reduced_by_module),
-        precision=precision(config, device),  # pyright: ignore[reportArgumentType] - checked by Lightning
         max_steps=-1,
         max_epochs=-1,
         logger=make_loggers(names, run.folder, resumed_step),
@@ -115,12 +114,16 @@ def make_trainer(
 
 
 def _layout(config: DictConfig, device: torch.device, world: World, reduced_by_module: bool) -> dict[str, Any]:
-    """What Lightning is told of the other processes: nothing where they need not be known to it."""
+    """What Lightning is told of the precision, and of the other processes: nothing where it need not know them."""
+    told = precision(config, device)
     if world.size > 1 and reduced_by_module:
         own = torch.device("cuda", world.local_rank) if device.type == "cuda" else device
-        return {"devices": 1, "num_nodes": 1, "strategy": SingleDeviceStrategy(own)}
+        return {"devices": 1, "num_nodes": 1, "strategy": SingleDeviceStrategy(own), "precision": told}
+    if world.size > 1 and config.trainer.strategy == "fsdp":
+        told = "32-true"  # FSDP2 narrows the layers that it gathers, and needs no autocast
     nodes = world.size // world.local_size
-    return {"devices": world.local_size, "num_nodes": nodes, "strategy": strategy(config.trainer, world)}
+    chosen = strategy(config.trainer, world)
+    return {"devices": world.local_size, "num_nodes": nodes, "strategy": chosen, "precision": told}
 
 
 def fit(trainer: Trainer, module: StepModule, batches: DataLoader) -> None:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 from transformers.initialization import no_init_weights
@@ -42,8 +42,13 @@ def strategy(settings: DictConfig, world: World) -> Strategy | str:
     return ModelParallelStrategy(data_parallel_size=world.data_size, tensor_parallel_size=world.tensor)
 
 
-def parallelise(model: OmnigramForCausalLM, settings: DictConfig, mesh: DeviceMesh | None) -> None:
-    """Apply a `trainer` part of the configuration to a decoder; `mesh` is Lightning's of fsdp, None for a whole one."""
+def parallelise(model: OmnigramForCausalLM, settings: DictConfig, mesh: DeviceMesh | None, mixed: bool = False) -> None:
+    """Apply a `trainer` part of the configuration to a decoder.
+
+    mesh: Lightning's of fsdp; None for a decoder that is whole on each rank.
+    mixed: under fsdp, layers are gathered and compute in bfloat16; gradients are reduced in float32. Without a mesh
+        that is autocast's to do.
+    """
     if mesh is not None and mesh["tensor_parallel"].size() > 1:
         _share_matrices(model, mesh["tensor_parallel"])
     if settings.activation_checkpointing:
@@ -53,12 +58,14 @@ def parallelise(model: OmnigramForCausalLM, settings: DictConfig, mesh: DeviceMe
             model.model.compile(dynamic=False)
         return
     mesh = mesh["data_parallel"]
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if mixed else None
+    options: dict[str, Any] = {"mesh": mesh} | ({"mp_policy": policy} if policy else {})
     for layer in model.model.layers:
         assert isinstance(layer, nn.Module)
         if settings.compile:
             layer.compile(dynamic=False)
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+        fully_shard(layer, **options)
+    fully_shard(model, **options)
     register_fsdp_forward_method(model, "training_loss")
 
 
@@ -103,13 +110,12 @@ def _share_matrices(model: OmnigramForCausalLM, mesh: DeviceMesh) -> None:
 
 @contextmanager
 def without_reduction(model: nn.Module, trainer_strategy: Any) -> Iterator[None]:
-    """Within it gradients are added up on each rank and not over the ranks, for all but the last part of a batch."""
+    """Within it gradients are added up on each rank and not over the ranks, for all but the last part of a batch.
+
+    Under FSDP2 each part is reduced: whole gradients that wait for the last one would take the memory that is saved.
+    """
     if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(False)
-        try:
-            yield
-        finally:
-            model.set_requires_gradient_sync(True)
+        yield
     else:
         with trainer_strategy.block_backward_sync():
             yield

@@ -96,8 +96,6 @@ def layouts(config: OmnigramConfig, gpus: int, gpus_per_node: int) -> Iterator[L
     """What is tried, in this order: each divides more, or computes or sends more, than the one before."""
     node = min(gpus, gpus_per_node)
     yield Layout("DDP" if gpus > 1 else "one GPU", Division())
-    if 1 < node < gpus:
-        yield Layout(f"FSDP {node}, a node", Division(node))
     if gpus > 1:
         yield Layout(f"FSDP {gpus}", Division(gpus))
     base = f"FSDP {gpus}" if gpus > 1 else "one GPU"

@@ -19,6 +19,7 @@ from ..data.packing import PackedBatch
 from ..model.decoder import OmnigramForCausalLM
 from ..model.loss import LossParts, Partition
 from ..tokenizers.vocabulary import Vocabulary
+from .machine import precision
 from .optimizer import build_optimizers, learning_rates, named_rates, scale_learning_rates
 from .parallel import clip_gradients, parallelise, without_reduction
 from .schedule import warmup_cosine
@@ -55,7 +56,8 @@ class Pretraining(StepModule):
         self.partitions = softmax_partitions(vocabulary) if config.loss.partitioned else None
 
     def configure_model(self) -> None:
-        parallelise(self.model, self.config.trainer, self.device_mesh)
+        mixed = precision(self.config, self.device).startswith("bf16")
+        parallelise(self.model, self.config.trainer, self.device_mesh, mixed)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         return build_optimizers(self.model, self.config.optimizer, self.device)
@@ -107,16 +109,17 @@ class Pretraining(StepModule):
     def _log(self, batch: PackedBatch, parts: LossParts, rates: dict[str, float]) -> None:
         """A point of the curves, of all ranks."""
         bits = bits_by_modality(batch, parts, self.vocabulary)
-        sums = torch.zeros(len(self.vocabulary.modalities) + 1, 2, dtype=torch.float64)  # bits and targets of each
+        sums = torch.zeros(len(self.vocabulary.modalities) + 2, 2, dtype=torch.float64)  # bits and targets of each
         for index, name in enumerate(self.vocabulary.modalities):
             if name in bits:
                 sums[index] = torch.tensor([float(bits[name].double().sum()), bits[name].numel()])
-        sums[-1] = torch.tensor([float(parts.nats), float(parts.weight)])
-        *of_modalities, (nats, weight) = self.world.sum(sums.to(self.device)).tolist()
+        sums[-2:] = torch.tensor([[float(parts.nats), float(parts.weight)], [float(parts.z), float(parts.weight)]])
+        *of_modalities, (nats, weight), (z, _) = self.world.sum(sums.to(self.device)).tolist()
         named = zip(self.vocabulary.modalities, of_modalities, strict=True)
         values: dict[str, Any] = {f"train/bits_{name}": bits / number for name, (bits, number) in named if number}
         values |= {f"train/{name}": float(value) for name, value in self.watched.items()}
         values["train/loss"] = nats / max(weight, 1e-6)
+        values["train/log_z"] = math.sqrt(z / max(weight, 1e-6))
         values["train/steps_skipped"] = float(self.steps_skipped)
         values |= {f"train/{name}": rate for name, rate in rates.items()}
         self.shown["loss"] = values["train/loss"]

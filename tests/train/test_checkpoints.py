@@ -115,6 +115,27 @@ def test_a_damaged_one_is_passed_over_and_replaced(damage: str, tmp_path: Path) 
     assert newest_checkpoint(tmp_path) == newest
 
 
+def test_a_damaged_one_costs_none_of_the_good_ones_before_it(tmp_path: Path) -> None:
+    train(tmp_path, 8, every=2, keep=9)
+    for data in (tmp_path / "step-00000008").glob("*.distcp"):
+        data.unlink()
+    shutil.copytree(tmp_path / "step-00000006", tmp_path / "step-00000006-backup")
+    with pytest.warns(UserWarning, match="step-00000008 is damaged"):
+        train(tmp_path, 7, keep=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"step-00000007", "step-00000006-backup"}
+    assert newest_checkpoint(tmp_path) == tmp_path / "step-00000007"
+
+
+def test_a_part_on_the_disk_of_another_machine_makes_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = checkpoints._written
+    monkeypatch.setattr(checkpoints, "_written", lambda folder: whole(folder) | {"__1_0.distcp"})
+    with pytest.raises(ValueError, match=r"step-00000001 lacks __1_0\.distcp, which another rank wrote: all machines"):
+        train(tmp_path, 2)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_a_killed_process_left_is_no_checkpoint_and_is_removed(tmp_path: Path) -> None:
     train(tmp_path, 2)
     shutil.copytree(tmp_path / "step-00000002", tmp_path / ".step-00000003.partial")

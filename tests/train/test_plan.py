@@ -91,7 +91,7 @@ def test_a_step_fits_and_is_about_the_batch_asked_for(
     [
         ("micro", {"gpus": 1}, "one GPU"),
         ("micro", {"gpus": 64}, "DDP"),
-        ("7b", {"gpus": 64, "context": 4096}, "FSDP 8, a node"),
+        ("7b", {"gpus": 64, "context": 4096}, "FSDP 64"),
         ("emu3_8b", {"gpus": 256, "context": 8192}, "FSDP 256"),
         ("emu3_8b", {"gpus": 8, "context": 8192}, "FSDP 8, checkpointing"),
         ("chameleon_34b", {"gpus": 8, "context": 4096, "accelerator": "a100_40gb"}, None),
@@ -105,7 +105,7 @@ def test_the_smallest_layout_that_fits(model: str, settings: dict[str, Any], nam
 def test_tensor_parallelism_is_what_is_tried_last() -> None:
     """Where checkpointed blocks no longer fit whole; eight key and value heads allow up to eight."""
     plan = planned("model=chameleon_34b", gpus=512, context=4096, memory=15)
-    assert [at.division.tensor_parallel for at in plan.one_row] == [1, 1, 1, 1, 2, 4, 8]
+    assert [at.division.tensor_parallel for at in plan.one_row] == [1, 1, 1, 2, 4, 8]
     sizes = [memory.total for at, memory in plan.one_row.items() if at.division.checkpointing]
     assert sizes == sorted(sizes, reverse=True)
     assert plan.chosen is not None
