@@ -2,21 +2,24 @@
 
 Ours is a step of `omnigram tokenizer` with the default configuration: a codebook of moving averages that revives dead
 codes, an average of all weights for evaluation, mirrored pictures, channels last in memory, Muon beside AdamW. The
-peer is what one writes first: the same two networks with a plain VQ-VAE between them
-(https://arxiv.org/abs/1711.00937, straight-through gradient, the codebook trained by its own), pixels in torch's
-default layout, no averages, no mirroring.
+peer is what one writes first: the same two networks around vector-quantize-pytorch's VectorQuantize with the same
+settings, AdamW, pixels in torch's default layout, no averages of weights, no mirroring. Then how far a process of each
+grows while it trains.
 
 Dimensions: B pictures of H x W pixels, h w grid of codes, D codebook dimension, K codebook size.
 """
 
+import argparse
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
 from omegaconf import DictConfig
+from timing.memory import growths, in_own_process
 from timing.rounds import in_turns, parser, report
 from torch import Tensor, nn
+from vector_quantize_pytorch import VectorQuantize
 
 from omnigram.data.picture_batches import PictureBatch
 from omnigram.tokenizers.image import ImageTokenizer, to_pixels
@@ -32,7 +35,7 @@ class Ours:
 
     def __init__(self, settings: DictConfig, first: Tensor) -> None:
         tokenizer = ImageTokenizer(network_config(settings.network), quantizer_config(settings.quantizer))
-        self.module = ImageTokenizerTraining(tokenizer, settings)
+        self.model = self.module = ImageTokenizerTraining(tokenizer, settings)
         Fabric(accelerator="cpu", devices=1).setup(self.module, *self.module.configure_optimizers())
         self.module.start_from(to_pixels(first))
 
@@ -43,25 +46,32 @@ class Ours:
 
 
 class PlainVQVAE(nn.Module):
-    """Encoder, nearest code, decoder; the loss of the paper's equation 3."""
+    """Encoder, vector-quantize-pytorch's codebook, decoder."""
 
     def __init__(self, settings: DictConfig) -> None:
         super().__init__()
         network, quantizer = network_config(settings.network), settings.quantizer
         self.encoder = network.encoder(quantizer.codebook_dim)
         self.decoder = network.decoder(quantizer.codebook_dim)
-        self.codebook = nn.Embedding(quantizer.codebook_size, quantizer.codebook_dim)
-        self.commitment, self.weights = quantizer.commitment, settings.loss
+        self.quantizer = VectorQuantize(
+            quantizer.codebook_dim,
+            quantizer.codebook_size,
+            decay=quantizer.decay,
+            commitment_weight=quantizer.commitment,
+            use_cosine_sim=quantizer.cosine,
+            threshold_ema_dead_code=quantizer.dead_code_threshold,
+            kmeans_init=True,
+            accept_image_fmap=True,
+            rotation_trick=False,
+        )
+        self.weights = settings.loss
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[B, 3, H, W] pixels -> the loss."""
-        vectors = self.encoder(pixels).permute(0, 2, 3, 1)  # [B, h, w, D]
-        ids = torch.cdist(vectors.flatten(0, 2), self.codebook.weight).argmin(dim=1)
-        codes = self.codebook(ids).unflatten(0, vectors.shape[:3])
-        quantizer = F.mse_loss(codes, vectors.detach()) + self.commitment * F.mse_loss(vectors, codes.detach())
-        decoded = self.decoder((vectors + (codes - vectors).detach()).permute(0, 3, 1, 2))
+        codes, _, commitment = self.quantizer(self.encoder(pixels))
+        decoded = self.decoder(codes)
         pixel = self.weights.l1 * F.l1_loss(decoded, pixels) + self.weights.l2 * F.mse_loss(decoded, pixels)
-        return pixel + self.weights.quantizer * quantizer
+        return pixel + self.weights.quantizer * commitment.sum()
 
 
 class Peer:
@@ -94,26 +104,51 @@ def made_pictures(number: int, side: int) -> Tensor:
     return pictures
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    made = parser("tokenizer.py", __doc__, rounds=5, steps=10)
-    args = made.parse_args(arguments)
+def settings_and_pictures(args: argparse.Namespace) -> tuple[DictConfig, Tensor]:
+    """The tokenizer's part of the configuration, and pictures to begin at and for the steps."""
     config = compose_config(["tokenizer=vqvae", f"threads={args.threads}", "device=cpu"])
     prepare(config)
     torch.manual_seed(config.seed)
     settings = config.tokenizer
-    size = settings.trainer.batch_size
-    pictures = made_pictures(max(settings.trainer.init_pictures, args.steps * size), settings.pictures.resolution)
-    batches = pictures.split(size)
-    ours, peer = Ours(settings, pictures[: settings.trainer.init_pictures]), Peer(settings)
-    contestants = {"ours": lambda step: ours.step(batches[step]), "peer": lambda step: peer.step(batches[step])}
-    rates = in_turns(contestants, args.rounds, args.steps)
+    number = max(settings.trainer.init_pictures, args.steps * settings.trainer.batch_size)
+    return settings, made_pictures(number, settings.pictures.resolution)
+
+
+def made(who: str, settings: DictConfig, pictures: Tensor) -> Ours | Peer:
+    return Ours(settings, pictures[: settings.trainer.init_pictures]) if who == "ours" else Peer(settings)
+
+
+def memory_of(who: str, args: argparse.Namespace) -> float:
+    """MiB that a process grows by at its peak, from no model to some steps of one."""
+    settings, pictures = settings_and_pictures(args)
+
+    def train() -> None:
+        contestant = made(who, settings, pictures)
+        for batch in pictures.split(settings.trainer.batch_size)[: args.steps]:
+            contestant.step(batch)
+
+    [peak] = growths([train])
+    return peak or float("nan")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = parser("tokenizer.py", __doc__, rounds=5, steps=10)
+    args = options.parse_args(arguments)
+    settings, pictures = settings_and_pictures(args)
+    batches = pictures.split(settings.trainer.batch_size)
+    contestants = {who: made(who, settings, pictures) for who in ("ours", "peer")}
+    steps = {who: lambda step, one=contestant: one.step(batches[step]) for who, contestant in contestants.items()}
+    rates = in_turns(steps, args.rounds, args.steps)
+    ours, peer = (parameters(contestant.model) for contestant in contestants.values())
     what = {
-        "ours": f"{parameters(ours.module)}, codebook and weights averaged, dead codes revived",
-        "peer": f"{parameters(peer.model)}, codebook among them",
+        "ours": f"{ours}, codebook and weights averaged, dead codes revived",
+        "peer": f"{peer}, vector-quantize-pytorch, dead codes revived",
     }
     height, width = pictures.shape[1:3]
-    print(f"training tokenizer={settings.name}, {size} pictures of {height} x {width} a step")
-    report(made.prog, args, rates, "pictures", what)
+    print(f"training tokenizer={settings.name}, {len(batches[0])} pictures of {height} x {width} a step")
+    report(options.prog, args, rates, "pictures", what)
+    for who in contestants:
+        print(f"memory   {in_own_process(memory_of, who, args):,.0f} MiB at its peak: {who}")
 
 
 def parameters(module: nn.Module) -> str:
