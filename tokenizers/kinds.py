@@ -2,12 +2,11 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 
 class Kind(Protocol):
-    @property
-    def kind(self) -> str: ...
+    kind: ClassVar[str]
 
 
 K = TypeVar("K", bound=Kind)
@@ -19,7 +18,7 @@ def of_kind(kinds: Mapping[str, type[K]], settings: Mapping[str, Any], key: str)
     key: where the settings stand in the configuration, for messages
     ValueError for an unknown kind, a setting that it does not have or that is missing, or a value that cannot be.
     """
-    kind = settings.get("kind")
+    kind = str(settings.get("kind"))
     if kind not in kinds:
         raise ValueError(f"{key}.kind={kind} is unknown: there is {', '.join(kinds)}")
     known = [field.name for field in dataclasses.fields(kinds[kind])]  # pyright: ignore[reportArgumentType]
