@@ -8,6 +8,7 @@ from typing import Any
 
 from ..kinds import of_kind
 from .convolutional import ConvolutionalConfig
+from .dvae import DVAEConfig
 from .movqgan import MoVQGANNetworkConfig
 from .network import NetworkConfig
 from .queries import QueriesConfig
@@ -16,7 +17,14 @@ from .vqgan import VQGANNetworkConfig
 
 KINDS: dict[str, type[NetworkConfig]] = {
     config.kind: config
-    for config in (ConvolutionalConfig, VQGANNetworkConfig, MoVQGANNetworkConfig, ViTConfig, QueriesConfig)
+    for config in (
+        ConvolutionalConfig,
+        VQGANNetworkConfig,
+        MoVQGANNetworkConfig,
+        DVAEConfig,
+        ViTConfig,
+        QueriesConfig,
+    )
 }
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import vqgan
+from ..vqgan import check_levels
 from .network import NetworkConfig, PixelDecoder, standardise
 
 
@@ -38,6 +39,7 @@ class VQGANNetworkConfig(NetworkConfig):
     def __post_init__(self) -> None:
         for name in ("channel_multiplier", "attention_levels"):
             object.__setattr__(self, name, tuple(int(n) for n in getattr(self, name)))
+        check_levels(self.base_channels, self.channel_multiplier, self.num_res_blocks)
         check_attention_levels(self.attention_levels, len(self.channel_multiplier))
         self.shape(1)  # checks the rest
 
