@@ -168,13 +168,13 @@ class Codec:
         if self.card.preprocessing is not None:
             return self.card.preprocessing(picture)
         height, width = min(
-            self.card.sizes, key=lambda size: abs(np.log(size[0] / size[1] * picture.width / picture.height))
+            (self.image_tokenizer.size(*grid) for grid in self.card.sizes),
+            key=lambda size: abs(np.log(size[0] / size[1] * picture.width / picture.height)),
         )
         if picture.has_transparency_data:
             layer = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-        pixels = self.image_tokenizer.size(height, width)[::-1]
-        fitted = ImageOps.fit(picture.convert("RGB"), pixels, Image.Resampling.LANCZOS)
+        fitted = ImageOps.fit(picture.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
         return to_pixels(torch.from_numpy(np.array(fitted))[None])[0]
 
 
