@@ -127,7 +127,8 @@ class Codec:
             raise ValueError(f"rows of codes {grid.shape} do not begin a picture of {height} x {width} codes")
         if len(grid) == height:
             return self.picture(grid)
-        canvas = Image.new("RGB", self.image_tokenizer.size(height, width)[::-1], UNDRAWN)
+        pixels = self.image_tokenizer.size(height, width)
+        canvas = Image.new("RGB", (pixels[1], pixels[0]), UNDRAWN)
         if len(grid):
             canvas.paste(self.picture(grid))
         return canvas

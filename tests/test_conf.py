@@ -19,9 +19,14 @@ OPTIONS = [f"{group}={option}" for group, options in groups().items() for option
 
 
 def test_the_groups_are_the_files() -> None:
-    files = {f"{path.parent.name}={path.stem}" for path in CONF.rglob("*.yaml") if path.parent != CONF}
+    files = {
+        f"{path.parent.relative_to(CONF).as_posix()}={path.stem}"
+        for path in CONF.rglob("*.yaml")
+        if path.parent != CONF
+    }
     assert set(OPTIONS) == files
-    assert set(groups()) == {"data", "tokenizer", "model", "train", "launcher", "experiment"}
+    parts = {"tokenizer/network", "tokenizer/quantizer"}
+    assert set(groups()) == {"data", "tokenizer", *parts, "model", "train", "launcher", "experiment"}
 
 
 @pytest.mark.parametrize("option", OPTIONS)
