@@ -182,6 +182,8 @@ class Omnigram:
             raise ValueError(f"style {style!r} belongs to words: say in words what the picture shows")
         self.codec.check_draws()
         codes = self.codes(picture)
+        if len(codes) == 1:
+            raise ValueError("this model's pictures are one row of codes: there are no rows to keep of one")
         if not 0 < rows < len(codes):
             raise ValueError(
                 f"rows {rows} must be from 1 to {len(codes) - 1}: the picture has {len(codes)} rows of codes"

@@ -127,7 +127,8 @@ class Codec:
             raise ValueError(f"rows of codes {grid.shape} do not begin a picture of {height} x {width} codes")
         if len(grid) == height:
             return self.picture(grid)
-        canvas = Image.new("RGB", self.image_tokenizer.size(height, width)[::-1], UNDRAWN)
+        pixels = self.image_tokenizer.size(height, width)
+        canvas = Image.new("RGB", (pixels[1], pixels[0]), UNDRAWN)
         if len(grid):
             canvas.paste(self.picture(grid))
         return canvas
@@ -168,13 +169,13 @@ class Codec:
         if self.card.preprocessing is not None:
             return self.card.preprocessing(picture)
         height, width = min(
-            self.card.sizes, key=lambda size: abs(np.log(size[0] / size[1] * picture.width / picture.height))
+            (self.image_tokenizer.size(*grid) for grid in self.card.sizes),
+            key=lambda size: abs(np.log(size[0] / size[1] * picture.width / picture.height)),
         )
         if picture.has_transparency_data:
             layer = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-        pixels = self.image_tokenizer.size(height, width)[::-1]
-        fitted = ImageOps.fit(picture.convert("RGB"), pixels, Image.Resampling.LANCZOS)
+        fitted = ImageOps.fit(picture.convert("RGB"), (width, height), Image.Resampling.LANCZOS)
         return to_pixels(torch.from_numpy(np.array(fitted))[None])[0]
 
 

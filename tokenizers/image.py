@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .kinds import kind_settings
 from .networks import network_config
-from .networks.network import NetworkConfig
+from .networks.network import NetworkConfig, encoded
 from .pixel_tokenizer import PixelTokenizer
 from .quantizers import quantizer_config
 from .quantizers.quantizer import Quantized, QuantizerConfig, places
@@ -40,7 +40,7 @@ class ImageTokenizer(PixelTokenizer):
         """
         with torch.no_grad():
             self.network.start_from(self.encoder, self.decoder, pixels, self.quantizer.whitened)
-            self.quantizer.start_from(places(self.encoder(pixels)))
+            self.quantizer.start_from(places(encoded(self.encoder, pixels)))
 
     @property
     def patch(self) -> int:

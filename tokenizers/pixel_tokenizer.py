@@ -78,8 +78,12 @@ class PixelTokenizer(nn.Module, ABC):
 
     @torch.no_grad()
     def decode(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b 3 height width"]:
-        """Ids of codes -> pixels, clamped to -1 .. 1. Raises ValueError for an id outside the codebook."""
+        """Ids of codes -> pixels, clamped to -1 .. 1.
+
+        Raises ValueError for an id outside the codebook, and for a grid that `size` does not take.
+        """
         self.check_ids(ids, "b h w")
+        self.size(*ids.shape[1:])
         with self._evaluating():
             return self._pixels(ids).clamp(-1, 1)
 
@@ -93,7 +97,7 @@ class PixelTokenizer(nn.Module, ABC):
             self.train(training)
 
     def check_pixels(self, pixels: Float[Tensor, "..."], axes: str = "b 3 height width") -> None:
-        """ValueError if pixels do not have these axes, or a side is no multiple of `patch`."""
+        """ValueError if pixels do not have these axes, a side is no multiple of `patch`, or `grid` refuses them."""
         if pixels.ndim != len(axes.split()) or pixels.shape[-3] != 3:
             raise ValueError(f"pixels of shape {tuple(pixels.shape)} do not have the axes [{axes}]")
         height, width = pixels.shape[-2:]
@@ -101,6 +105,7 @@ class PixelTokenizer(nn.Module, ABC):
             raise ValueError(
                 f"a picture of {height} x {width} pixels: sides must be multiples of {self.patch}, and above 0"
             )
+        self.grid(height, width)
 
     def check_ids(self, ids: Int[Tensor, "..."], axes: str) -> None:
         """ValueError if ids do not have these axes, or one lies outside the codebook."""

@@ -16,7 +16,9 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "checkpoint_every_n_steps checkpoints_kept accumulation tensor_parallel evaluation_batch_size tokens.workers "
         "processes rows lookahead group_shards queries heldout_queries gallery attempts hidden_size intermediate_size "
         "num_hidden_layers num_attention_heads num_key_value_heads head_dim max_position_embeddings "
-        "num_experts_per_token codebooks nodes tasks_per_node cpus_per_task timeout_min warning_s array_parallelism",
+        "num_experts_per_token codebooks latent_channels base_channels channel_multiplier "
+        "num_res_blocks patch_size num_queries encoder_layers decoder_layers decoder_channels "
+        "temporal_downsample_factor nodes tasks_per_node cpus_per_task timeout_min warning_s array_parallelism",
     ),
     ("2 or more", lambda n: n >= 2, "codebook_size length"),
     ("3 or more", lambda n: n >= 3, "scalar_levels"),
@@ -24,8 +26,9 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "0 or more",
         lambda n: n >= 0,
-        "encoder_blocks decoder_blocks encoder_attention decoder_attention commitment dead_code_threshold l1 l2 "
-        "quantizer entropy diversity kl weight start_step learning_rate muon_learning_rate weight_decay warmup_steps "
+        "encoder_blocks decoder_blocks encoder_attention decoder_attention attention_levels commitment "
+        "dead_code_threshold l1 l2 quantizer entropy diversity kl weight start_step learning_rate "
+        "muon_learning_rate weight_decay warmup_steps "
         "words_to_picture picture_to_words page text image prefetch z_loss validation_documents sample_pictures "
         "checkpoint_kept_every_n_steps workers max_skipped_steps num_experts balance_loss_weight temperature top_k "
         "gigabytes gpus_per_node max_requeues pad_token_id bos_token_id eos_token_id",
@@ -36,7 +39,11 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "timeout pause eps gradient_clip rope_theta rms_norm_eps initializer_range repetition_penalty mem_gb poll_s "
         "final_temperature",
     ),
-    ("from 0 to 1", lambda n: 0 <= n <= 1, "max_skipped max_damaged final_ratio ema_decay caption_dropout min_p"),
+    (
+        "from 0 to 1",
+        lambda n: 0 <= n <= 1,
+        "max_skipped max_damaged final_ratio ema_decay caption_dropout tail_dropout min_p",
+    ),
     (
         "at least 0 and less than 1",
         lambda n: 0 <= n < 1,

@@ -75,13 +75,11 @@ def tokenizer_run(config: DictConfig, world: World | None = None) -> Path:
 def train_tokenizers(config: DictConfig, world: World) -> Path:
     """As `make_tokenizer`, by the processes of a world."""
     settings = config.tokenizer
-    sizes = (
-        int(settings.pictures.resolution),
-        network_config(settings.network).patch,
-        float(settings.pictures.max_ratio),
-    )
+    network = network_config(settings.network)
+    sizes = (int(settings.pictures.resolution), network.patch, float(settings.pictures.max_ratio))
     prepare(config)
-    buckets_of(*sizes)  # what cannot work is said before the data are made
+    for bucket in buckets_of(*sizes):  # what cannot work is said before the data are made
+        network.grid(*bucket)
     quantizer_config(settings.quantizer)
     if settings.trainer.batch_size % world.size:
         raise ValueError(

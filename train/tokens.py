@@ -73,13 +73,19 @@ def make_engine(config: DictConfig) -> Engine:
 
 
 def fitting_of(codec: Codec, resolution: int, max_ratio: float) -> Fitting:
-    """How pictures are fitted: as an imported model does it, else as `resolution` and `max_ratio` say."""
+    """How pictures are fitted: as an imported model does it, else as `resolution` and `max_ratio` say.
+
+    ValueError for sizes that the tokenizer does not take.
+    """
     if codec.card.preprocessing is not None:
         return Fitting(codec.patch, preprocessing=codec.card.preprocessing)
     if "image" in codec.card.grammars:
         sizes = tuple(codec.image_tokenizer.size(*grid) for grid in codec.card.sizes)
         return Fitting(codec.patch, sizes=sizes)
-    return Fitting(codec.patch, resolution, max_ratio)
+    fitting = Fitting(codec.patch, resolution, max_ratio)
+    for bucket in fitting.buckets:
+        codec.image_tokenizer.grid(*bucket)
+    return fitting
 
 
 def published(codec: Codec) -> dict[str, Any]:

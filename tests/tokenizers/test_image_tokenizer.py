@@ -12,13 +12,7 @@ from safetensors.torch import load_file
 
 from omnigram.tokenizers.image import ImageTokenizer, to_pixels, to_uint8
 from omnigram.tokenizers.movqgan import MoVQGAN, MoVQGANConfig
-from omnigram.tokenizers.networks.convolutional import (
-    AttentionBlock,
-    ConvolutionalConfig,
-    Decoder,
-    Encoder,
-    principal_components,
-)
+from omnigram.tokenizers.networks.convolutional import AttentionBlock, ConvolutionalConfig, Decoder, Encoder
 from omnigram.tokenizers.pixel_tokenizer import PixelTokenizer, load_image_tokenizer
 from omnigram.tokenizers.quantizers.moving_average import MovingAverageConfig
 from omnigram.tokenizers.quantizers.quantizer import perplexity, places
@@ -160,14 +154,14 @@ def test_training_starts_from_the_best_linear_reconstruction():
         ConvolutionalConfig(2, (8, 16), (1, 1), (1, 1), False), MovingAverageConfig(32, 6, 0.9, 0.25, False, 0.0)
     )
     pixels = torch.rand(16, 3, 16, 16) * 2 - 1
-    principal_components(*networks_of(tokenizer), pixels)
+    tokenizer.network.start_from(tokenizer.encoder, tokenizer.decoder, pixels, whitened=False)
     decoded = tokenizer.decoder(tokenizer.encoder(pixels))
     patches = torch.nn.functional.unfold(pixels, 4, stride=4).transpose(1, 2).flatten(0, 1)
     centred = patches - patches.mean(0)
     left = torch.linalg.svdvals(centred)[6:].square().sum() / patches.numel()  # Eckart and Young
     torch.testing.assert_close((decoded - pixels).square().mean(), left, rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="no 6 principal components"):
-        principal_components(*networks_of(tokenizer), pixels[:1, :, :4, :4])
+        tokenizer.network.start_from(tokenizer.encoder, tokenizer.decoder, pixels[:1, :, :4, :4], whitened=False)
 
 
 def test_more_codes_than_patches_are_refused():

@@ -112,6 +112,18 @@ def test_gradients_reach_the_vectors(config: QuantizerConfig):
     assert vectors.grad.abs().sum() > 0
 
 
+@every
+def test_gradients_of_vectors_far_away_are_finite(config: QuantizerConfig):
+    """Where probabilities are zeros and ones."""
+    quantizer = made(config).train()
+    vectors = (1000 * torch.randn(2, config.dim, 3, 3)).requires_grad_()
+    quantized = quantizer(vectors)
+    (quantized.codes.sum() + quantized.loss).backward()
+    assert vectors.grad is not None
+    assert torch.isfinite(vectors.grad).all()
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in quantizer.parameters())
+
+
 LEARNT = {name: config for name, config in SMALL.items() if name not in ("fsq", "lfq") and "cosine" not in name}
 
 

@@ -8,9 +8,24 @@ from typing import Any
 
 from ..kinds import of_kind
 from .convolutional import ConvolutionalConfig
+from .dvae import DVAEConfig
+from .movqgan import MoVQGANNetworkConfig
 from .network import NetworkConfig
+from .queries import QueriesConfig
+from .vit import ViTConfig
+from .vqgan import VQGANNetworkConfig
 
-KINDS: dict[str, type[NetworkConfig]] = {config.kind: config for config in (ConvolutionalConfig,)}
+KINDS: dict[str, type[NetworkConfig]] = {
+    config.kind: config
+    for config in (
+        ConvolutionalConfig,
+        VQGANNetworkConfig,
+        MoVQGANNetworkConfig,
+        DVAEConfig,
+        ViTConfig,
+        QueriesConfig,
+    )
+}
 
 
 def network_config(settings: Mapping[str, Any]) -> NetworkConfig:

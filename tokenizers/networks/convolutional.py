@@ -1,10 +1,9 @@
 """Encoder and decoder between pixels and code vectors, of any height and width, by convolutions and attention.
 
 Pixels are folded into channels first (a stem of `stem` x `stem` pixels), so that nothing runs at full resolution; each
-further level halves the grid. At the grid of codes itself, attention lets distant codes agree. Beside each network runs
-a linear map between a code's patch of pixels and its vector; the networks start at zero, so that training starts from
-what `principal_components` gives the linear maps. With `spatial_norm` the decoder's norms are scaled and shifted by the
-quantised map, as in MoVQ (https://arxiv.org/abs/2209.09002, section 3.2).
+further level halves the grid. At the grid of codes itself, attention lets distant codes agree. The networks start at
+zero beside the linear maps of `principal_components.py`. With `spatial_norm` the decoder's norms are scaled and shifted
+by the quantised map, as in MoVQ (https://arxiv.org/abs/2209.09002, section 3.2).
 
 Dimensions: B batch, C channels, D codebook dimension, H W pixels, h w grid of codes.
 """
@@ -18,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .network import NetworkConfig, PixelDecoder
+from .principal_components import linear_decoder, linear_encoder, principal_components
 
 HEAD_WIDTH = 32  # channels of an attention head
 
@@ -74,7 +74,7 @@ class ConvolutionalConfig(NetworkConfig):
         """Begin at principal components of patches."""
         assert isinstance(encoder, Encoder)
         assert isinstance(decoder, Decoder)
-        principal_components(encoder, decoder, pixels, whitened)
+        principal_components(encoder.linear, decoder.linear, pixels, whitened)
 
 
 class RMSNorm(nn.Module):
@@ -187,7 +187,7 @@ class Encoder(nn.Module):
         head = nn.Conv2d(widths[-1], codebook_dim, 1)
         _zero(head)
         self.layers = nn.Sequential(*layers, RMSNorm(widths[-1]), head)
-        self.linear = nn.Sequential(nn.PixelUnshuffle(config.patch), nn.Conv2d(3 * config.patch**2, codebook_dim, 1))
+        self.linear = linear_encoder(config.patch, codebook_dim)
 
     def forward(self, pixels: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b d h w"]:
         return self.linear(pixels) + self.layers(pixels)
@@ -213,7 +213,7 @@ class Decoder(PixelDecoder):
         last = nn.Conv2d(widths[0], 3 * config.stem**2, 3, padding=1)
         _zero(last)
         self.head = nn.Sequential(nn.SiLU(), last, nn.PixelShuffle(config.stem))
-        self.linear = nn.Sequential(nn.Conv2d(codebook_dim, 3 * config.patch**2, 1), nn.PixelShuffle(config.patch))
+        self.linear = linear_decoder(config.patch, codebook_dim)
 
     @property
     def last_layer(self) -> Tensor:
@@ -242,34 +242,3 @@ def _zero(layer: nn.Conv2d | nn.Linear) -> None:
 def _bias(layer: nn.Conv2d | nn.Linear) -> Tensor:
     assert layer.bias is not None
     return layer.bias
-
-
-@torch.no_grad()
-def principal_components(
-    encoder: Encoder, decoder: Decoder, pixels: Float[Tensor, "b 3 height width"], whitened: bool = False
-) -> None:
-    """Let the linear maps project patches onto their leading principal components, and back.
-
-    Without a quantizer and with the networks at zero, the decoded pixels are then the best linear reconstruction of
-    `pixels` from D numbers a patch; the vectors have zero mean and unit variance over all components, or in each one.
-    ValueError for fewer patches than components.
-    """
-    to_vectors, to_pixels = encoder.linear[1], decoder.linear[0]
-    assert isinstance(to_vectors, nn.Conv2d)
-    assert isinstance(to_pixels, nn.Conv2d)
-    patches = encoder.linear[0](pixels).movedim(1, -1).flatten(0, 2)
-    size = to_vectors.out_channels
-    if len(patches) < size or patches.shape[1] < size:
-        raise ValueError(
-            f"{len(patches)} patches of {patches.shape[1]} numbers have no {size} principal components: "
-            "lower tokenizer.quantizer.codebook_dim or give more pictures"
-        )
-    mean = patches.mean(0)
-    covariance = (patches - mean).T @ (patches - mean) / len(patches)
-    basis = torch.linalg.eigh(covariance).eigenvectors[:, -size:].flip(1).T  # largest first
-    projected = (patches - mean) @ basis.T
-    scale = (projected.std(0) if whitened else projected.std().expand(size)).clamp_min(1e-6)
-    to_vectors.weight.copy_((basis / scale[:, None])[:, :, None, None])
-    _bias(to_vectors).copy_(-(basis @ mean) / scale)
-    to_pixels.weight.copy_((basis.T * scale)[:, :, None, None])
-    _bias(to_pixels).copy_(mean)

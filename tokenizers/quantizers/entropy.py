@@ -23,6 +23,11 @@ class Entropies(NamedTuple):
 
 def entropies(quantizer: Quantizer, probabilities: Float[Tensor, "n k"]) -> Entropies:
     """Of the probabilities of codes; gradients are those of the whole batch, see `Quantizer.mean_over_ranks`."""
-    of_vectors = torch.special.entr(probabilities).sum(1).mean()
+    of_vectors = _entropy(probabilities).mean()
     mean = quantizer.mean_over_ranks(probabilities.mean(0))
-    return Entropies(quantizer.mean_over_ranks(of_vectors), torch.special.entr(mean).sum())
+    return Entropies(quantizer.mean_over_ranks(of_vectors), _entropy(mean))
+
+
+def _entropy(probabilities: Float[Tensor, "*n k"]) -> Float[Tensor, "*n"]:
+    """With a gradient of zero, not of infinity, where a probability has become zero."""
+    return torch.special.entr(probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny)).sum(-1)
