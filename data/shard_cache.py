@@ -40,8 +40,8 @@ class ChecksumError(AddressError):
 class ShardCache:
     """Local copies of shards, at most `max_bytes` of them in `folder`.
 
-    Where there is no room (the disk is full or not writable, or a shard alone is larger than `max_bytes`) shards are
-    read from their address each time, with one warning.
+    Where there is no room (the disk is full or not writable) shards are read from their address each time, with one
+    warning. A shard that alone is larger than `max_bytes` is as well; the others are stored all the same.
     """
 
     def __init__(self, folder: Path | str | None = None, max_bytes: int = 100 * 10**9) -> None:
@@ -49,7 +49,8 @@ class ShardCache:
             raise ValueError(f"max_bytes={max_bytes} must be 1 or more")
         self.folder = default_folder() if folder is None else Path(folder).expanduser()
         self.max_bytes = max_bytes
-        self._said = False
+        self._said: set[bool] = set()  # whether it was said of a shard, and of the whole cache
+        self._too_large: set[str] = set()  # names under which shards would be stored
         self._full_until = 0.0  # on the monotonic clock: before that nothing new is stored
 
     def open(self, address: str, sha256: str | None = None, network: Network | None = None) -> IO[bytes]:
@@ -66,28 +67,33 @@ class ShardCache:
             if error.errno not in _NO_ROOM:
                 raise
             file = None
-            self._full_until = time.monotonic() + _AGAIN_AFTER
-            self._say(error.strerror or os.strerror(error.errno or 0))
+            reason = error.strerror or os.strerror(error.errno or 0)
+            if error.errno == errno.EFBIG:
+                self._too_large.add(_name(address, sha256))
+                self._say(reason, "shards as large as that", one=True)
+            else:
+                self._full_until = time.monotonic() + _AGAIN_AFTER
+                self._say(reason, "shards", one=False)
         return open_address(address, network) if file is None else file
 
-    def _say(self, reason: str) -> None:
-        if not self._said:
-            self._said = True
+    def _say(self, reason: str, which: str, one: bool) -> None:
+        if one not in self._said:
+            self._said.add(one)
             warnings.warn(
-                f"no room in the cache {self.folder} ({reason}): shards are read from their address each time; "
+                f"no room in the cache {self.folder} ({reason}): {which} are read from their address each time; "
                 "free some space, or give the cache another folder or a higher limit",
                 stacklevel=3,
             )
 
     def _stored(self, address: str, sha256: str | None, network: Network) -> IO[bytes] | None:
         """The file of the cache, fetched where it is not there; None if it was removed the moment it was stored."""
-        name = sha256 or identity(address)
+        name = _name(address, sha256)
         path = self.folder / f"{name}.tar"
         known = {} if sha256 or not path.exists() else _asked(address, network)
         file = _opened(path)  # without a lock: most often it is there
         if file is not None and self._is_whole(file, sha256, known):
             return file
-        if time.monotonic() < self._full_until:
+        if time.monotonic() < self._full_until or name in self._too_large:
             return None
         make_folder(self.folder / _LOCKS)
         with filelock.FileLock(self.folder / _LOCKS / name[:2]):
@@ -161,6 +167,10 @@ class ShardCache:
                 total -= size
         if num_bytes and total > self.max_bytes:
             raise OSError(errno.ENOSPC, "all of it is in use")
+
+
+def _name(address: str, sha256: str | None) -> str:
+    return sha256 or identity(address)
 
 
 def _check_fits(num_bytes: int, most: int) -> None:

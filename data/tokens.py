@@ -7,6 +7,7 @@ import contextlib
 import queue
 import threading
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -28,6 +29,7 @@ from .shard_cache import ChecksumError, ShardCache
 from .shards import DamagedSample, ShardError
 from .token_shard import Damage, TokenShard, read_shard_as_found
 
+Wanted = queue.SimpleQueue[tuple[Future[TokenShard], int] | None]  # shards to be read; None ends the thread
 MAX_DOCUMENTS = 10**8  # of a shard, so that a damaged dataset.json does not ask for all memory
 
 
@@ -65,7 +67,7 @@ class TokenDataset:
         self._starts = np.concatenate([[0], np.cumsum(self.shard_sizes)]).tolist()
         self._held: OrderedDict[int, Future[TokenShard]] = OrderedDict()
         self._lock = threading.Lock()
-        self._wanted: queue.SimpleQueue[tuple[Future[TokenShard], int]] | None = None  # of the thread that reads
+        self._wanted: Wanted | None = None  # of the thread that reads
 
     def of_split(self, split: str) -> "TokenDataset":
         """Another split of the same data set."""
@@ -169,24 +171,16 @@ class TokenDataset:
                 return held
             if self._wanted is None:
                 self._wanted = queue.SimpleQueue()
+                weakref.finalize(self, self._wanted.put, None)
                 # not of an executor, for whose threads the end of a process waits: a network may be slow
-                threading.Thread(target=self._serve, args=(self._wanted,), name="omnigram-shards", daemon=True).start()
+                given = (weakref.ref(self), self._wanted)
+                threading.Thread(target=_serve, args=given, name="omnigram-shards", daemon=True).start()
             self._held[shard] = Future()
             self._wanted.put((self._held[shard], shard))
             self._held.move_to_end(shard)
             while len(self._held) > self._hold:
                 self._held.popitem(last=False)
             return self._held[shard]
-
-    def _serve(self, wanted: "queue.SimpleQueue[tuple[Future[TokenShard], int]]") -> None:
-        """Read what is asked for, one after the other."""
-        while True:
-            held, shard = wanted.get()
-            try:
-                held.set_result(self._read(shard))
-            except BaseException as error:
-                held.set_exception(error)
-            del held  # or the last shard would stay
 
     def _read(self, shard: int) -> TokenShard:
         address, sha256 = self._address(shard), self._shards[shard].get("sha256")
@@ -209,6 +203,18 @@ class TokenDataset:
             warnings.warn(f"{name}: fetched anew", stacklevel=2)
         with open_address(address, self._network) as stream:  # what can be read of it may still be good
             return read_shard_as_found(stream, name, expected, sha256)
+
+
+def _serve(of: weakref.ref[TokenDataset], wanted: Wanted) -> None:
+    """Read what a data set is asked for, one after the other, as long as it is there."""
+    while (asked := wanted.get()) is not None:
+        dataset, (held, shard) = of(), asked
+        try:
+            if dataset is not None:
+                held.set_result(dataset._read(shard))
+        except BaseException as error:
+            held.set_exception(error)
+        del asked, held, dataset  # or the last shard, and with it the data set, would stay
 
 
 def _listed(record: dict[str, Any], split: str, name: str) -> list[dict[str, Any]]:

@@ -43,12 +43,20 @@ class CurveLogger(Logger):
 
 
 def read_curves(path: Path) -> list[tuple[int, str, float]]:
-    """(step, name, value) of each whole row; a row cut off by a kill is left out."""
+    """(step, name, value) of each row; a last line without its end, cut off by a kill or a full disk, is left out.
+
+    ValueError names the file and the row that is none.
+    """
     rows = []
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.reader(file):
-            if len(row) == len(HEADER) and row != HEADER:
-                rows.append((int(row[0]), row[1], float(row[2])))
+    whole = path.read_bytes().rpartition(b"\n")[0].decode("utf-8", "replace")
+    for row in csv.reader(io.StringIO(whole, newline="")):
+        if row == HEADER:
+            continue
+        try:
+            step, name, value = row
+            rows.append((int(step), name, float(value)))
+        except ValueError:
+            raise ValueError(f"{path} is damaged: {','.join(row)!r} is no row step,name,value: remove it") from None
     return rows
 
 

@@ -34,11 +34,14 @@ class Incident(NamedTuple):
 class Incidents(Callback):
     """The incidents of a run on disk; it notes starts and stops itself. Only the first rank writes.
 
+    It is made before the run's loggers, which cut the curves back to `resumed_step`.
+
     resumed_step: of the checkpoint that the run goes on from; 0 at its beginning.
     """
 
     def __init__(self, folder: Path, resumed_step: int) -> None:
         self.path, self.resumed_step = folder / INCIDENTS, resumed_step
+        self._reached = _reached(folder)  # now, for the logger of the run cuts the curves back
         self._writes = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -49,11 +52,10 @@ class Incidents(Callback):
         before = read_incidents(self.path)
         if not (before or self.resumed_step):
             return
-        reached = max([self.resumed_step, *(step for step, _, _ in _curves(self.path.parent))])
         kept = [i for i in before if i.step <= self.resumed_step or i.kind in (STOPPED, RESUMED)]
         atomic_write(self.path, "".join(_line(incident) for incident in kept))
         killed = "" if before and before[-1].kind == STOPPED else "; the process before it was killed"
-        lost = reached - self.resumed_step
+        lost = max(0, self._reached - self.resumed_step)
         again = f", which does {lost:,} step{'s' * (lost != 1)} again" if lost else ""
         self.add(self.resumed_step, RESUMED, f"goes on from step {self.resumed_step:,}{again}{killed}")
 
@@ -93,8 +95,10 @@ def _line(incident: Incident) -> str:
     return json.dumps(incident._asdict(), ensure_ascii=False) + "\n"
 
 
-def _curves(folder: Path) -> list[tuple[int, str, float]]:
-    return read_curves(folder / CURVES) if (folder / CURVES).exists() else []
+def _reached(folder: Path) -> int:
+    """The last step that a run has curves of; 0 where it has none."""
+    rows = read_curves(folder / CURVES) if (folder / CURVES).exists() else []
+    return max((step for step, _, _ in rows), default=0)
 
 
 def count_by_kind(incidents: list[Incident]) -> dict[str, Any]:

@@ -60,6 +60,7 @@ class Launched:
     log: Path
     state: str = WAITING
     made: Path | None = None
+    fault: str = ""  # what it failed of, where its log does not tell
 
     @property
     def ended(self) -> bool:
@@ -172,7 +173,7 @@ def check_done(launched: Sequence[Launched]) -> None:
         first, *others = failed
         more = f", and {len(others)} more" if others else ""
         what = f"{len(failed)} of {len(launched)} jobs failed" if len(launched) > 1 else "the job failed"
-        raise ValueError(f"{what}: {first.name}{more}: {last_line(first.log) or first.state} (see {first.log})")
+        raise ValueError(f"{what}: {first.name}{more}: {first.fault or last_line(first.log) or first.state} (see {first.log})")
 
 
 def last_line(log: Path) -> str:

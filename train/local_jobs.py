@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -44,30 +45,33 @@ class LocalLauncher(Launcher):
 
     def launch(self, jobs: Sequence[Job]) -> Iterator[Path]:
         check_ranks(jobs, self.ranks)
+        slots = self._environments(min(self.at_a_time, len(jobs)))
         folder = make_folder(job_folder(self.root, jobs))
         *first, last = stages(jobs, self.ranks)
-        done: list[_Process] = []
         with _terminable():
             for stage in first:
-                _run([_Process(job, folder / f"before-{n}", 1) for n, job in enumerate(stage)], [self._environment(0)])
-            slots = [self._environment(slot) for slot in range(min(self.at_a_time, len(last)))]
+                _run([_Process(job, folder / f"before-{n}", 1) for n, job in enumerate(stage)], slots[:1])
             done = [_Process(job, folder / f"{n}", self.ranks) for n, job in enumerate(last)]
             _run(done, slots)
         yield from (process.made for process in done if process.made is not None)
 
-    def _environment(self, slot: int) -> dict[str, str]:
-        """What the jobs of a slot see: GPUs of their own."""
+    def _environments(self, slots: int) -> list[dict[str, str]]:
+        """What the jobs of each slot see: GPUs of their own. ValueError where there are not so many."""
         if not self.gpus:
-            return dict(os.environ)
-        there = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = there.split(",") if there else [str(n) for n in range(self.gpus * self.at_a_time)]
-        own = names[slot * self.gpus : (slot + 1) * self.gpus]
-        if len(own) < self.gpus:
+            return [dict(os.environ)] * slots
+        import torch  # late, for the jobs alone need it
+
+        named = os.environ.get("CUDA_VISIBLE_DEVICES")
+        there = torch.cuda.device_count()
+        if there < slots * self.gpus:
+            seen = "" if named is None else f" in CUDA_VISIBLE_DEVICES={named}"
             raise ValueError(
-                f"launcher.gpus_per_node={self.gpus} for {self.at_a_time} jobs at a time, "
-                f"but CUDA_VISIBLE_DEVICES={there}: lower launcher.array_parallelism"
+                f"launcher.gpus_per_node={self.gpus} for {slots} jobs at a time (launcher.array_parallelism) needs "
+                f"{slots * self.gpus} GPUs, and there are {there}{seen}: lower one of the two"
             )
-        return {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(own)}
+        names = named.split(",") if named else [str(number) for number in range(there)]
+        owned = [names[slot * self.gpus : (slot + 1) * self.gpus] for slot in range(slots)]
+        return [{**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(own)} for own in owned]
 
 
 class _Process(Launched):
@@ -104,22 +108,31 @@ class _Process(Launched):
             return
         if any(codes) or None not in codes:
             if any(codes):
-                self.end(signal.SIGTERM)  # the other ranks, which would wait for the one that failed
+                _end(self.processes, signal.SIGTERM)  # the other ranks, which would wait for the one that failed
             self.state = FAILED if any(codes) else DONE
             self.made = Path(last_line(self.out)) if self.state == DONE and last_line(self.out) else None
 
-    def end(self, how: signal.Signals) -> None:
-        """Ask the processes to end, as whoever started us was asked; what does not end in a minute is killed."""
-        for process in self.processes:
+
+def _end(processes: Sequence["subprocess.Popen[bytes]"], how: signal.Signals) -> None:
+    """Ask all processes to end, as whoever started us was asked. What has not ended in a minute is killed.
+
+    So is what is left when we are asked again, as by a second Ctrl-C.
+    """
+    deadline = time.monotonic() + GRACE_S
+    try:
+        for process in processes:
+            process.send_signal(how)
+        for process in processes:
+            process.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        for process in processes:
             if process.poll() is None:
-                process.send_signal(how)
-        for process in self.processes:
-            try:
-                process.wait(GRACE_S)
-            except subprocess.TimeoutExpired:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        for process in processes:
+            process.wait()
 
 
 def _run(jobs: Sequence[_Process], slots: list[dict[str, str]]) -> None:
@@ -139,9 +152,8 @@ def _run(jobs: Sequence[_Process], slots: list[dict[str, str]]) -> None:
     try:
         watch(jobs, poll, POLL_S, Console(stderr=True))
     except BaseException as stop:
-        for job in jobs:
-            if job.processes and not job.ended:
-                job.end(signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+        running = [process for job in jobs if not job.ended for process in job.processes]
+        _end(running, signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
         raise
     check_done(jobs)
 

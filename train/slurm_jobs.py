@@ -39,6 +39,7 @@ from .launching import (
 from .termination import REQUEUE
 
 SUBMITTED = "jobs.json"
+RESULT_POLLS = 10  # for which the result of a job may stay out of sight, as a network's file system shows it late
 # words of sacct for jobs that are not at their end
 WAIT = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "RESIZING", "SUSPENDED", "PREEMPTED", "CONFIGURING", "UNKNOWN")
 RUN = ("RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING")
@@ -179,6 +180,7 @@ class _SlurmJob(Launched):
     ranks: int = 1
     submitted: Any = None
     word: str = ""  # of sacct, when it was looked at last
+    unseen: int = 0  # how often its result was looked for in vain
 
     @classmethod
     def again(cls, folder: Path, submitit: Any, name: str, id: str, ranks: int) -> "_SlurmJob":
@@ -192,18 +194,24 @@ class _SlurmJob(Launched):
             self.state = WAITING
         elif word in RUN or first:
             self.state = RUNNING
+        elif word == "COMPLETED":
+            self._take(self.submitted.task(0))
         else:
             self.state = word.lower()
-            if word == "COMPLETED":
-                self.state, self.made = DONE, _made(self.submitted.task(0))
 
-
-def _made(task: Any) -> Path | None:
-    """The folder that a job made; None where its result cannot be read."""
-    try:
-        return Path(task.result()) if task.result() else None
-    except Exception:  # of whatever kind, by what lies in the file
-        return None
+    def _take(self, task: Any) -> None:
+        """The folder that it made, of its result; it fails when that stays out of sight."""
+        file = task.paths.result_pickle
+        try:
+            made = task.result() if file.exists() else None  # without the file submitit would wait for it
+        except Exception:  # of whatever kind, by what lies in the file
+            made = None
+        self.unseen += made is None
+        if made is not None:
+            self.state, self.made = DONE, Path(made) if made else None
+        elif self.unseen > RESULT_POLLS:
+            self.state = "completed"
+            self.fault = f"Slurm says that it is completed, but its result {file} cannot be read"
 
 
 def _states(submitit: Any, jobs: Sequence[_SlurmJob]) -> dict[str, str]:

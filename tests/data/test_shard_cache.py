@@ -149,6 +149,23 @@ def test_a_shard_larger_than_the_cache_is_read_from_where_it_is(tmp_path: Path, 
         assert not list(cache.folder.glob(".*.partial"))
 
 
+@pytest.mark.parametrize("lengths", [True, False])
+def test_a_shard_larger_than_the_cache_keeps_no_other_out(tmp_path: Path, server: Faulty, lengths: bool) -> None:
+    cache = ShardCache(tmp_path / "cache", 3 * SIZE)
+    big = content(1) * 4
+    server.lengths = lengths
+    (server.folder / "1.tar").write_bytes(big)
+    with told(r"no room in the cache .* \(.*large.*\): shards as large as that are read from their address") as said:
+        for _ in range(2):
+            assert read(cache, server, 0) == content(0)
+            with cache.open(f"{server.base}/1.tar", sha(big), QUICK) as file:
+                assert file.read() == big
+            assert read(cache, server, 2) == content(2)
+    assert len(said) == 1
+    assert {path.stem for path in cache.folder.glob("*.tar")} == {sha(content(0)), sha(content(2))}
+    assert sorted(server.requests) == ["/0.tar", *["/1.tar"] * 3, "/2.tar"]  # it is not tried a second time
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
 def test_a_full_disk_is_said_once_and_loses_nothing(
     cache: ShardCache, server: Faulty, monkeypatch: pytest.MonkeyPatch, number: int

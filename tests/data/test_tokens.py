@@ -1,5 +1,9 @@
 """The token data set: random access, memory that is bounded, and faults that are named."""
 
+import gc
+import threading
+import time
+import weakref
 from pathlib import Path
 from typing import IO, Any
 
@@ -9,6 +13,7 @@ from made_tokens import captioned, token_folder
 from omnigram.data import tokens
 from omnigram.data.record import TOKENS, VOCABULARY, read_record
 from omnigram.data.token_shard import TokenShard
+from omnigram.data.shards import ShardError
 from omnigram.data.tokens import TokenDataset
 
 
@@ -57,6 +62,30 @@ def test_no_more_shards_are_held_than_allowed(folder: Path, monkeypatch: pytest.
     dataset.load_ahead([0, 1, 2, 3])
     assert [dataset[index].key for index in (0, 5, 10, 15)] == ["doc0000", "doc0005", "doc0010", "doc0015"]
     assert len(read) == len({0, 1, 2, 3}) + 2
+
+
+def test_a_data_set_that_nobody_has_any_more_goes_with_its_shards_and_its_thread(folder: Path) -> None:
+    def reading() -> int:
+        return sum(thread.name == "omnigram-shards" for thread in threading.enumerate())
+
+    gc.collect()
+    before, sets = reading(), list[weakref.ref[TokenDataset]]()
+    (folder / "train-000003.tar").unlink()
+    for _ in range(5):
+        dataset = TokenDataset(folder, "train")
+        assert dataset[0].key == "doc0000"
+        with pytest.raises(ShardError):
+            dataset[15]
+        dataset.load_ahead([1, 2])
+        sets.append(weakref.ref(dataset))
+    assert reading() > before  # else the name is another now
+    del dataset
+    end = time.monotonic() + 30
+    while (reading() > before or any(of() for of in sets)) and time.monotonic() < end:
+        gc.collect()
+        time.sleep(0.01)
+    assert [of() for of in sets] == [None] * 5
+    assert reading() == before
 
 
 def test_the_grammar_writes_these_documents(folder: Path) -> None:

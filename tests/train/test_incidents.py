@@ -8,6 +8,7 @@ from typing import cast
 import pytest
 from lightning.pytorch import Trainer
 
+from omnigram.train.curves import make_loggers
 from omnigram.train.incidents import Incidents, read_incidents
 from omnigram.train.steps import StepModule
 from omnigram.train.world import World
@@ -16,7 +17,9 @@ FIRST = cast(Trainer, SimpleNamespace())
 
 
 def started(folder: Path, step: int = 0) -> Incidents:
+    """As a training starts: the logger that is made in between cuts the curves back."""
     incidents = Incidents(folder, step)
+    make_loggers(["csv"], folder, step)
     incidents.setup(FIRST, StepModule(), "fit")
     return incidents
 

@@ -1,19 +1,19 @@
 """`launcher=local`: processes of this machine, in turn or side by side, alone or as ranks; how they end."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import made_jobs
 import pytest
 from made_road import command, draw_pictures, overrides
-
-from omnigram.train.local_jobs import LocalLauncher
 
 # counts the jobs that run beside it, of which it waits for some; the made folder is the last line
 BESIDE = """
@@ -35,23 +35,27 @@ names = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT', 'TORC
 pathlib.Path('rank-' + os.environ.get('RANK', 'none')).write_text(json.dumps([os.environ.get(n) for n in names]))
 print('runs/' + os.environ.get('RANK', 'none'))
 """
-# a launcher with one job that tells by which signal it was ended
+# a launcher with jobs that tell by which signal they were ended, and when they were asked
 ENDED = """
 import sys
 sys.path.insert(0, {tests!r})
 from made_jobs import launch
 from omnigram.train import cli, step_commands
 script = '''
-import pathlib, signal, sys, time
+import os, pathlib, signal, sys, time
 def end(number, frame):
-    pathlib.Path('ended').write_text(str(number))
+    pathlib.Path('asked-%d').write_text(str(time.monotonic()))
+    time.sleep({saving})
+    pathlib.Path('ended-%d').write_text(str(number))
     sys.exit(75)
 signal.signal(signal.SIGTERM, end)
 signal.signal(signal.SIGINT, end)
-pathlib.Path('started').touch()
+pathlib.Path('process-%d.new').write_text(str(os.getpid()))
+os.rename('process-%d.new', 'process-%d')
 time.sleep(60)
 '''
-step_commands._launched = lambda *_: launch([script], ["launcher=local"])
+scripts = [script.replace('%d', str(number)) for number in range({jobs})]
+step_commands._launched = lambda *_: launch(scripts, ["launcher=local", "launcher.array_parallelism={jobs}"])
 sys.exit(cli.main(["evaluate"]))
 """
 
@@ -99,30 +103,86 @@ def test_a_rank_that_fails_ends_the_others() -> None:
 
 
 def test_each_job_has_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seen(gpus: int, at_a_time: int, script: str = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])") -> list[str]:
+        settings = [f"launcher.gpus_per_node={gpus}", f"launcher.array_parallelism={at_a_time}"]
+        return launch([f"import time; time.sleep(1); {script}"] * 2, *settings)
+
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    launcher = LocalLauncher(2, 1, 2, "runs/jobs")
-    assert [launcher._environment(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["0,1", "2,3"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
-    assert launcher._environment(0)["CUDA_VISIBLE_DEVICES"] == "4,5"
-    with pytest.raises(ValueError, match=r"CUDA_VISIBLE_DEVICES=4,5,6: lower launcher.array_parallelism"):
-        launcher._environment(1)
-    assert LocalLauncher(1, 1, 0, "runs/jobs")._environment(0)["CUDA_VISIBLE_DEVICES"] == "4,5,6"
+    assert seen(2, 2) == ["0,1", "2,3"]
+    assert seen(4, 1) == ["0,1,2,3"] * 2
+    assert seen(1, 9) == ["0", "1"]  # there are no more jobs
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,9")
+    assert seen(2, 2) == ["4,5", "6,9"]
+    assert seen(0, 2) == ["4,5,6,9"] * 2
+
+
+@pytest.mark.parametrize(("named", "there"), [(None, "0"), ("", "0 in CUDA_VISIBLE_DEVICES="), ("4,5,6", "3 in .*=4,5,6")])
+def test_gpus_that_are_not_there_are_asked_for_in_vain(
+    named: str | None, there: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(named.split(",")) if named else 0)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    asked = r"^launcher\.gpus_per_node=2 for 2 jobs at a time \(launcher\.array_parallelism\) needs 4 GPUs, and there are "
+    with pytest.raises(ValueError, match=rf"{asked}{there}: lower one of the two$"):
+        launch(["print('runs/a')"] * 2, "launcher.gpus_per_node=2", "launcher.array_parallelism=2")
+    assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize(
     ("sent", "code", "told"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 75, "terminated")]
 )
 def test_jobs_end_with_the_launcher_as_it_does(sent: signal.Signals, code: int, told: str) -> None:
-    script = ENDED.format(tests=str(Path(__file__).parent))
-    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) as launcher:
-        while not Path("started").exists():
-            assert launcher.poll() is None, launcher.communicate()
-            time.sleep(0.05)
+    """All jobs are asked at once, not each when the one before it has saved."""
+    with launcher_of(jobs=3, saving=3) as launcher:
         launcher.send_signal(sent)
         _, err = launcher.communicate(timeout=60)
     assert launcher.returncode == code
-    assert Path("ended").read_text() == str(int(sent))
+    assert [Path(f"ended-{number}").read_text() for number in range(3)] == [str(int(sent))] * 3
+    asked = [float(Path(f"asked-{number}").read_text()) for number in range(3)]
+    assert max(asked) - min(asked) < 2
     assert err.splitlines()[-1] == f"omnigram: {told}; the same command goes on from here"
+
+
+def test_a_second_interruption_leaves_no_job_behind() -> None:
+    with launcher_of(jobs=3, saving=50) as launcher:
+        processes = [int(Path(f"process-{number}").read_text()) for number in range(3)]
+        launcher.send_signal(signal.SIGINT)
+        until(lambda: all(Path(f"asked-{number}").exists() for number in range(3)))
+        assert all(map(lives, processes))
+        launcher.send_signal(signal.SIGINT)
+        _, err = launcher.communicate(timeout=30)
+    assert launcher.returncode == 130
+    assert not any(map(lives, processes))
+    assert not list(Path().glob("ended-*"))
+    assert err.splitlines()[-1] == "omnigram: interrupted; the same command goes on from here"
+
+
+@contextlib.contextmanager
+def launcher_of(jobs: int, saving: int) -> Iterator["subprocess.Popen[str]"]:
+    """A launcher whose jobs have started, and take so many seconds to save."""
+    script = ENDED.format(tests=str(Path(__file__).parent), jobs=jobs, saving=saving)
+    with subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) as launcher:
+        until(lambda: launcher.poll() is not None or len(list(Path().glob("process-?"))) == jobs)
+        assert launcher.poll() is None, launcher.communicate()
+        yield launcher
+
+
+def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < end, "it does not come"
+        time.sleep(0.05)
+
+
+def lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_the_real_steps_and_what_they_share() -> None:

@@ -26,13 +26,16 @@ def curves(path: Path) -> list[tuple[int, str, float]]:
 
 
 def stop_after_a_checkpoint(number: signal.Signals, arguments: list[str], folder: Path, stage: str) -> tuple[int, str]:
-    """Start pre-training and send a signal as soon as a stage has its first checkpoint. -> exit code, stderr."""
+    """Start pre-training and send a signal as soon as a stage has its first checkpoint. -> exit code, stderr.
+
+    SIGKILL waits for a step behind the checkpoint, which is then to be done again.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command("pretrain", arguments), cwd=folder, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 200
-    while not list(folder.glob(f"runs/{stage}/*/checkpoints/step-*")):
+    while not (lost_steps(folder, stage) if number == signal.SIGKILL else checkpoints(folder, stage)):
         assert process.poll() is None, process.stderr and process.stderr.read().decode()
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -40,6 +43,18 @@ def stop_after_a_checkpoint(number: signal.Signals, arguments: list[str], folder
     _, told = process.communicate()
     assert not list(folder.glob(f"runs/{stage}/*/metrics.json")), "it was finished before it could be stopped"
     return process.returncode, told.decode()
+
+
+def checkpoints(folder: Path, stage: str) -> list[int]:
+    """Their steps."""
+    return [int(path.name.removeprefix("step-")) for path in folder.glob(f"runs/{stage}/*/checkpoints/step-*")]
+
+
+def lost_steps(folder: Path, stage: str) -> int:
+    """How many lie behind the newest checkpoint; 0 without one."""
+    saved = checkpoints(folder, stage)
+    reached = [step for path in folder.glob(f"runs/{stage}/*/curves.csv") for step, _, _ in read_curves(path)]
+    return max(reached) - max(saved) if saved else 0
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +80,15 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
         assert told.splitlines()[-1] == "omnigram: terminated; the same command goes on from here"
     else:
         assert code == -signal.SIGKILL
+    lost = lost_steps(tmp_path, stage)
     done = run("pretrain", arguments, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "goes on from step" in done.stderr
     told = [(i.kind, i.message) for i in read_incidents(tmp_path / f"runs/{stage}/latest/incidents.jsonl")]
     assert [kind for kind, _ in told if kind in (STOPPED, RESUMED)] == [*([STOPPED] * (code == 75)), RESUMED]
     assert told[-1][1].endswith("the process before it was killed") == (code != 75)
+    if code != 75:
+        assert f", which does {lost} step{'s' * (lost != 1)} again; " in told[-1][1]
     for other in ("tokenizer", "pretrain"):
         expected = curves(whole / f"runs/{other}/latest/curves.csv")
         assert [step for step, name, _ in expected if name == "train/loss"] == list(range(1, 13))

@@ -85,6 +85,27 @@ def test_curves_are_cut_back_to_the_checkpoint_and_go_on(tmp_path: Path):
     assert json.dumps(read_curves(logger.path))
 
 
+def test_curves_that_end_anywhere_are_read_up_to_there(tmp_path: Path) -> None:
+    """A power loss or a full disk cuts the file at any byte: no error, and no 1. or 1.2 for 1.25."""
+    logger = CurveLogger(tmp_path, 0)
+    for step in range(8, 13):
+        logger.log_metrics({"train/loss": 1.25e-7 * step, "train/größe": 1.5}, step)
+    whole, data = read_curves(logger.path), logger.path.read_bytes()
+    assert len(whole) == 10
+    for size in range(len(data) + 1):
+        logger.path.write_bytes(data[:size])
+        assert read_curves(logger.path) == whole[: max(0, data[:size].count(b"\n") - 1)]
+    again = CurveLogger(tmp_path, 9)
+    assert read_curves(again.path) == whole[:4]
+
+
+@pytest.mark.parametrize("row", ["60,train/loss,", "60,train/loss", "6x,train/loss,1", "60,train/loss,1.2e-", "\0\0", ""])
+def test_a_row_that_is_none_is_named_with_its_file(row: str, tmp_path: Path) -> None:
+    (tmp_path / "curves.csv").write_text(f"step,name,value\n59,train/loss,1.5\n{row}\n61,train/loss,1.5\n")
+    with pytest.raises(ValueError, match=r"/curves\.csv is damaged: '.*' is no row step,name,value: remove it$"):
+        read_curves(tmp_path / "curves.csv")
+
+
 def test_an_unknown_logger_is_named(tmp_path: Path):
     with pytest.raises(ValueError, match="logger 'wandby' is unknown: choose of csv, tensorboard, wandb"):
         make_loggers(["wandby"], tmp_path, 0)

@@ -24,6 +24,17 @@ from omnigram.train.launching import Launcher, jobs_of
 pytest.importorskip("submitit", reason="needs omnigram[cluster]")
 
 MADE = "import os; print('runs/made-' + os.environ.get('SLURM_ARRAY_TASK_ID', 'alone'))"
+# a sacct that hides the results of the jobs that it calls completed, until it has done so {shown} times
+LATE = """#!/bin/sh
+told=$({sacct} "$@")
+echo "$told"
+case "$told" in *COMPLETED*)
+    echo >> hidden
+    for file in runs/jobs/*/*_result.pkl; do [ -e "$file" ] && mv "$file" "$file.late"; done
+    if [ "$(wc -l < hidden)" -ge {shown} ]; then for file in runs/jobs/*/*.late; do mv "$file" "${{file%.late}}"; done; fi
+esac
+exit 0
+"""
 # a step that is stopped once, then goes on from what it saved
 STOPPED = """
 import os, pathlib, signal, sys, time
@@ -152,6 +163,23 @@ def test_an_interruption_leaves_the_jobs_and_the_same_command_follows_them(
     assert "these jobs are there already" in capsys.readouterr().err
     assert launch([slow]) == ["runs/slow"]  # once they have ended, it is a new launch
     assert sbatch_calls(slurm) == 2
+
+
+@pytest.mark.parametrize("shown", [6, 1000])
+def test_a_result_that_is_seen_late_or_never(slurm: Path, shown: int) -> None:
+    """As NFS has it. No job that is done may be missing among those that a sweep compares."""
+    sacct = slurm / "programs/sacct"
+    sacct.rename(slurm / "programs/sacct-true")
+    sacct.write_text(LATE.format(sacct=slurm / "programs/sacct-true", shown=shown))
+    sacct.chmod(0o755)
+    if shown == 6:
+        assert launch([MADE] * 2) == ["runs/made-0", "runs/made-1"]
+    else:
+        wanted = r"^2 of 2 jobs failed: .* Slurm says that it is completed, but its result /.*100_0_0_result\.pkl cannot be"
+        with pytest.raises(ValueError, match=wanted + r" read \(see /.*100_0_0_log\.out\)$") as told:
+            launch([MADE] * 2)
+        assert "\n" not in str(told.value)
+    assert Path("hidden").read_text().count("\n") > 5
 
 
 def test_what_jobs_share_is_made_before_them(slurm: Path) -> None:
