@@ -12,8 +12,8 @@ from omegaconf import DictConfig
 from torch import nn
 from transformers import ChameleonVQVAE, ChameleonVQVAEConfig, Emu3VQVAE, Emu3VQVAEConfig
 
-from omnigram.tokenizers.image import ImageTokenizer
 from omnigram.tokenizers import quantizers
+from omnigram.tokenizers.image import ImageTokenizer
 from omnigram.tokenizers.networks import KINDS, network_config
 from omnigram.tokenizers.quantizers import quantizer_config
 from omnigram.tokenizers.vqgan import VQGAN, VQGANConfig
