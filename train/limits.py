@@ -15,7 +15,7 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "encoder_kernel codebook_dim max_steps batch_size init_pictures log_every_n_steps validate_every_n_steps "
         "checkpoint_every_n_steps checkpoints_kept accumulation tensor_parallel evaluation_batch_size tokens.workers "
         "processes rows lookahead group_shards queries heldout_queries gallery attempts hidden_size intermediate_size "
-        "num_hidden_layers num_attention_heads num_key_value_heads head_dim max_position_embeddings "
+        "num_hidden_layers num_attention_heads num_key_value_heads head_dim max_position_embeddings guard_steps "
         "num_experts_per_token codebooks nodes tasks_per_node cpus_per_task timeout_min warning_s array_parallelism",
     ),
     ("2 or more", lambda n: n >= 2, "codebook_size length"),
@@ -25,8 +25,8 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "0 or more",
         lambda n: n >= 0,
         "encoder_blocks decoder_blocks encoder_attention decoder_attention commitment dead_code_threshold l1 l2 "
-        "quantizer entropy diversity kl weight start_step learning_rate muon_learning_rate weight_decay warmup_steps "
-        "words_to_picture picture_to_words page text image prefetch z_loss validation_documents sample_pictures "
+        "perceptual quantizer entropy diversity kl weight lecam start_step learning_rate muon_learning_rate weight_decay "
+        "warmup_steps words_to_picture picture_to_words page text image prefetch z_loss validation_documents sample_pictures "
         "checkpoint_kept_every_n_steps workers max_skipped_steps num_experts balance_loss_weight temperature top_k "
         "gigabytes gpus_per_node max_requeues pad_token_id bos_token_id eos_token_id",
     ),
@@ -34,8 +34,9 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "above 0",
         lambda n: n > 0,
         "timeout pause eps gradient_clip rope_theta rms_norm_eps initializer_range repetition_penalty mem_gb poll_s "
-        "final_temperature",
+        "final_temperature max_weight start_below",
     ),
+    ("above 1", lambda n: n > 1, "guard_ratio"),
     ("from 0 to 1", lambda n: 0 <= n <= 1, "max_skipped max_damaged final_ratio ema_decay caption_dropout min_p"),
     (
         "at least 0 and less than 1",
