@@ -182,8 +182,8 @@ def tokenizer_rules() -> dict[str, Rule]:
             "raise tokenizer.quantizer.dead_code_threshold or lower tokenizer.optimizer.learning_rate",
         ),
         "adversary": Rise(
-            "the adversary is switched off (time {:,}), for reconstruction has become far worse since it began: lower "
-            "tokenizer.discriminator.weight or tokenizer.discriminator.learning_rate, or raise "
+            "the adversary is switched off, {:,} times by now, as reconstruction has become far worse since it began: "
+            "lower tokenizer.discriminator.weight or tokenizer.discriminator.learning_rate, or raise "
             "tokenizer.discriminator.warmup_steps",
             every=True,
         ),

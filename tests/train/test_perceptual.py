@@ -56,7 +56,7 @@ def by_definition(first: np.ndarray, second: np.ndarray) -> float:
                 maps = [m.reshape(m.shape[0] // 2, 2, m.shape[1] // 2, 2, -1).max((1, 3)) for m in maps]
             for layer in range(layers):
                 name = f"block{block + 1}/layers/conv2d" + (f"_{layer}" if layer else "")
-                weight, bias = (file[f"{name}/vars/{part}"][()].astype(float) for part in (0, 1))
+                weight, bias = (np.asarray(file[f"{name}/vars/{part}"], dtype=float) for part in (0, 1))
                 maps = [convolve(m, weight, bias) for m in maps]
             one, other = (m / (np.linalg.norm(m, axis=-1, keepdims=True) + 1e-10) for m in maps)
             head = heads[f"lin{block}.model.1.weight"].double().numpy().ravel()
