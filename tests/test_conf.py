@@ -51,6 +51,12 @@ def test_a_key_that_is_there_changes() -> None:
     assert config.data.folder == "datasets/emoji"
 
 
+def test_the_adversary_can_be_left_unguarded_or_held_back() -> None:
+    changes = ["tokenizer.discriminator.guard_ratio=null", "tokenizer.discriminator.start_below=0.02"]
+    adversary = compose_config(["tokenizer=movqgan", *changes]).tokenizer.discriminator
+    assert (adversary.guard_ratio, adversary.start_below) == (None, 0.02)
+
+
 def test_a_key_can_be_added_to_what_the_model_takes() -> None:
     config = compose_config(["+model.rope_parameters.factor=4.0", "tokenizer.discriminator=null"])
     assert config.model.rope_parameters.factor == 4.0
@@ -104,7 +110,14 @@ FAULTS = [
     (["sampling.image.min_p=2"], "sampling.image.min_p=2 must be from 0 to 1"),
     (["sampling.image.repetition_penalty=0"], "sampling.image.repetition_penalty=0 must be above 0"),
     (["sampling.image.top_p=2"], "sampling.image.top_p=2 must be above 0 and at most 1"),
-    (["tokenizer.discriminator={layers:3}"], "tokenizer.discriminator takes channels, layers, weight, start_step"),
+    (
+        ["tokenizer.discriminator={layers:3}"],
+        "tokenizer.discriminator takes channels, layers, learning_rate, lecam, weight",
+    ),
+    (["tokenizer=movqgan", "tokenizer.discriminator.guard_ratio=1"], "discriminator.guard_ratio=1 must be above 1"),
+    (["tokenizer=movqgan", "tokenizer.discriminator.max_weight=0"], "discriminator.max_weight=0 must be above 0"),
+    (["tokenizer=movqgan", "tokenizer.discriminator.lecam=null"], "tokenizer.discriminator.lecam cannot be null"),
+    (["tokenizer.loss.perceptual=-1"], "tokenizer.loss.perceptual=-1 must be 0 or more"),
     (["threads=0"], "threads=0 must be 1 or more"),
     (["threads=many"], "threads=many must be 1 or more"),
     (["seed=-1"], "seed=-1 must be from 0 to 4294967295"),

@@ -139,14 +139,14 @@ class Fall:
 
 
 class Rise:
-    """A count has begun to rise: told at its first rise, then whenever it has doubled since."""
+    """A count has begun to rise: told at its first rise, then whenever it has doubled since, or at every rise."""
 
-    def __init__(self, what: str) -> None:
-        self.what = what
+    def __init__(self, what: str, every: bool = False) -> None:
+        self.what, self.every = what, every
         self._told = 0.0
 
     def see(self, value: float) -> str | None:
-        if value < max(1, 2 * self._told):
+        if value < max(1, self._told + 1 if self.every else 2 * self._told):
             return None
         self._told = value
         return self.what.format(int(value))
@@ -180,6 +180,12 @@ def tokenizer_rules() -> dict[str, Rule]:
         "usage": Fall(
             "the share of codes in use",
             "raise tokenizer.quantizer.dead_code_threshold or lower tokenizer.optimizer.learning_rate",
+        ),
+        "adversary": Rise(
+            "the adversary is switched off, {:,} times by now, as reconstruction has become far worse since it began: "
+            "lower tokenizer.discriminator.weight or tokenizer.discriminator.learning_rate, or raise "
+            "tokenizer.discriminator.warmup_steps",
+            every=True,
         ),
         **_counts(),
     }

@@ -25,10 +25,18 @@ from .limits import check_limits, shown
 CONF, ROOT = "omnigram.conf", "config"
 FILLED_IN_LATER = "model.vocab_size"  # by a step, from what the step before it made
 OPEN = ("model.", "data.source.", "mixture.")  # a constructor knows what these hold: keys may be added and left out
-NULLABLE = ("tokenizer.discriminator", "tokenizer.optimizer.muon_learning_rate", "optimizer.muon_learning_rate")
+NULLABLE = (
+    "tokenizer.discriminator",
+    "tokenizer.discriminator.guard_ratio",
+    "tokenizer.optimizer.muon_learning_rate",
+    "optimizer.muon_learning_rate",
+)
 FILLED = "mixture"  # empty in the files: what it is given is added to it
 OPTIONAL = ("loader.kinds.", "loss.weights.")  # may be left out
-DISCRIMINATOR = ("channels", "layers", "weight", "start_step", "learning_rate")
+DISCRIMINATOR = (  # the fields of AdversaryConfig
+    *("channels", "layers", "learning_rate", "lecam", "weight", "max_weight"),
+    *("start_step", "warmup_steps", "start_below", "guard_ratio", "guard_steps"),
+)
 
 
 @cache

@@ -1,27 +1,45 @@
-"""Training of the image tokenizer: reconstruction, commitment, and a discriminator where it is configured.
+"""Training of the image tokenizer: reconstruction, the quantizer's loss, and an adversary where it is configured.
 
-VQGAN (https://arxiv.org/abs/2012.09841, section 3.1) with pixel losses. Optimisation is manual: `generator_step`
-trains encoder, codebook and decoder, `discriminator_step` the discriminator, each with its own optimizers.
+VQGAN (https://arxiv.org/abs/2012.09841, section 3.1). Optimisation is manual. A step:
+
+    1 terms          what is lowered, of one batch of pictures
+    2 adversary      what its word weighs against the reconstruction
+    3 gradients      of encoder, codebook and decoder; of the discriminator, on what has just been decoded
+    4 update         of all or of nothing: weights, codes, averages, the adversary's memory
 
 Dimensions: B batch, H W pixels.
 """
 
-import contextlib
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, UInt8
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data.picture_batches import PictureBatch
 from ..tokenizers.image import ImageTokenizer, to_pixels
+from ..tokenizers.quantizers.quantizer import Quantized
+from .adversary import Adversary, AdversaryConfig, DiscriminatorLoss
 from .optimizer import build_optimizers, learning_rates, named_rates, scale_learning_rates
+from .perceptual import PerceptualDistance, perceptual_distance
 from .schedule import warmup_cosine
 from .steps import StepModule
 from .world import World
+
+Pixels = Float[Tensor, "b 3 height width"]
+
+
+class Terms(NamedTuple):
+    """What the tokenizer lowers in a step, but for the adversary's part."""
+
+    decoded: Pixels
+    quantized: Quantized
+    reconstruction: Float[Tensor, ""]  # weighted: of pixels and of what is perceived
+    loss: Float[Tensor, ""]  # the reconstruction and the quantizer's loss, weighted
+    logged: dict[str, Tensor]  # each by itself, unweighted
 
 
 class ImageTokenizerTraining(StepModule):
@@ -36,9 +54,10 @@ class ImageTokenizerTraining(StepModule):
         self.tokenizer = tokenizer.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.averaged = AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(settings.trainer.ema_decay))
         self.averaged.requires_grad_(False)
-        self.discriminator = None
+        self.perceptual = loss_distance(settings.loss)
+        self.adversary = None
         if settings.discriminator is not None:
-            self.discriminator = PatchDiscriminator(settings.discriminator.channels, settings.discriminator.layers)
+            self.adversary = Adversary(AdversaryConfig(**settings.discriminator))
         self.settings = settings
         self.tokenizer.quantizer.ranks = self.world
 
@@ -56,92 +75,109 @@ class ImageTokenizerTraining(StepModule):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         optimizers = build_optimizers(self.tokenizer, self.settings.optimizer, self.device)
-        if self.discriminator is not None:
+        if self.adversary is not None:
             settings = self.settings.optimizer.copy()
             settings.learning_rate = self.settings.discriminator.learning_rate
             settings.muon_learning_rate = None  # it has one optimizer, the last
-            optimizers += build_optimizers(self.discriminator, settings, self.device)
+            optimizers += build_optimizers(self.adversary.discriminator, settings, self.device)
         return optimizers
 
     def training_step(self, batch: PictureBatch, batch_idx: int) -> None:
-        optimizers = self.every_optimizer()
-        factor = warmup_cosine(
-            self.step,
-            self.settings.optimizer.warmup_steps,
-            self.settings.trainer.max_steps,
-            self.settings.optimizer.final_ratio,
-        )
-        scale_learning_rates(optimizers, factor)
-        self.tokenizer.quantizer.at(self.step / self.settings.trainer.max_steps)
-        pictures = batch.pictures
-        if self.settings.trainer.flip:
-            mirrored = torch.rand(len(pictures), device=pictures.device) < 0.5
-            pictures = torch.where(mirrored[:, None, None, None], pictures.flip(2), pictures)
-        pixels = to_pixels(pictures)
-        if self.discriminator is None:
-            self.generator_step(optimizers, pixels)
-            return
-        *of_generator, of_discriminator = optimizers
-        decoded = self.generator_step(of_generator, pixels)
-        if self.step >= self.settings.discriminator.start_step:
-            self.discriminator_step(of_discriminator, pixels, decoded.detach())
+        optimizers = self._scheduled()
+        pixels = to_pixels(self._mirrored(batch.pictures))
+        of_tokenizer = optimizers if self.adversary is None else optimizers[:-1]
+        adversary = self.adversary if self.adversary is not None and self.adversary.takes_part else None
+        terms = self.terms(pixels)
+        loss, judged, logged = terms.loss, None, dict(terms.logged)
+        if adversary is not None:
+            adversarial = adversary.adversarial(terms.decoded)
+            weight = self._adversarial_weight(adversary, terms.reconstruction, adversarial)
+            loss = loss + weight * adversarial
+            logged |= {"adversarial": adversarial, "adversarial_weight": weight}
+        length = self._gradients(self.tokenizer, loss)
+        numbers = {"loss": loss, "gradient": length}
+        if adversary is not None:
+            judged = adversary.loss(pixels, terms.decoded)
+            numbers["discriminator's loss"] = judged.loss
+            numbers["discriminator's gradient"] = self._gradients(adversary.discriminator, judged.loss)
+            logged |= {"discriminator": judged.hinge, "lecam": judged.lecam}
+        if self.may_update(self._rates(adversary is not None), **numbers):
+            self._update(of_tokenizer if adversary is None else optimizers, terms, judged)
+        self._tell(terms, loss, {"gradient_norm": length, **learning_rates(of_tokenizer), **logged})
 
-    def generator_step(self, optimizers: list[Any], pixels: Tensor) -> Tensor:
-        """One step of encoder, codebook and decoder; the decoded pixels."""
+    def terms(self, pixels: Pixels) -> Terms:
+        """Pixels there and back, and how far that is from them."""
         weights = self.settings.loss
         quantized = self.tokenizer.quantize(pixels)
         decoded = self.tokenizer.decoder(quantized.codes)
-        l1, l2 = F.l1_loss(decoded, pixels), F.mse_loss(decoded, pixels)
-        loss = weights.l1 * l1 + weights.l2 * l2 + weights.quantizer * quantized.loss
-        reconstruction = loss.detach()  # without the adversary, which joins it at once
-        logged = {"l1": l1, "l2": l2, "quantizer": quantized.loss, **quantized.stats}
-        if self.discriminator is not None and self.step >= self.settings.discriminator.start_step:
-            with _frozen(self.discriminator):
-                adversarial = -self.discriminator(decoded).mean()
-            weight = self._adversarial_weight(loss, adversarial)
-            loss = loss + weight * adversarial
-            logged |= {"adversarial": adversarial, "adversarial_weight": weight}
-        rates = named_rates(self.settings.optimizer, "tokenizer.optimizer")
-        length, sound = self._update(optimizers, loss, self.tokenizer, rates)
-        if sound:
-            self.tokenizer.quantizer.follow()
-            self.averaged.update_parameters(self.tokenizer)
-        self.codes = quantized.ids
-        self.watched = {"loss": reconstruction, "gradient_norm": length, "usage": quantized.stats["usage"]}
-        if self.step % self.settings.trainer.log_every_n_steps == 0:
-            self.shown |= {"loss": float(loss.detach()), "usage": float(quantized.stats["usage"])}
-            self._log({"loss": loss, "gradient_norm": length, **learning_rates(optimizers), **logged})
-        return decoded
+        logged = {"l1": F.l1_loss(decoded, pixels), "l2": F.mse_loss(decoded, pixels)}
+        reconstruction = weights.l1 * logged["l1"] + weights.l2 * logged["l2"]
+        if self.perceptual is not None:
+            logged[self.perceptual.name] = self.perceptual(decoded, pixels).mean()
+            reconstruction = reconstruction + weights.perceptual * logged[self.perceptual.name]
+        loss = reconstruction + weights.quantizer * quantized.loss
+        logged |= {"quantizer": quantized.loss, **quantized.stats}
+        return Terms(decoded, quantized, reconstruction, loss, logged)
 
-    def discriminator_step(self, optimizer: Any, real: Tensor, decoded: Tensor) -> None:
-        """One step of the discriminator with the hinge loss (https://arxiv.org/abs/1705.02894)."""
-        assert self.discriminator is not None
-        loss = F.relu(1 - self.discriminator(real)).mean() + F.relu(1 + self.discriminator(decoded)).mean()
-        rate = f"tokenizer.discriminator.learning_rate={self.settings.discriminator.learning_rate}"
-        self._update([optimizer], loss, self.discriminator, rate)
-        if self.step % self.settings.trainer.log_every_n_steps == 0:
-            self._log({"discriminator": loss})
-
-    def _adversarial_weight(self, loss: Tensor, adversarial: Tensor) -> Tensor:
-        """VQGAN, equation 7: the gradients at the decoder's last layer are made equally long, up to a factor."""
+    def _adversarial_weight(self, adversary: Adversary, reconstruction: Tensor, adversarial: Tensor) -> Tensor:
         layer = self.tokenizer.decoder.last_layer
-        (pull,) = torch.autograd.grad(loss, layer, retain_graph=True)
+        (pull,) = torch.autograd.grad(reconstruction, layer, retain_graph=True)
         (push,) = torch.autograd.grad(adversarial, layer, retain_graph=True)
-        pull, push = (self.world.mean(gradient) for gradient in (pull, push))
-        ratio = (pull.norm() / (push.norm() + 1e-6)).clamp(max=1e4)
-        return self.settings.discriminator.weight * ratio.detach()
+        return adversary.weight(self.world.mean(pull), self.world.mean(push))
 
-    def _update(self, optimizers: list[Any], loss: Tensor, module: nn.Module, rates: str) -> tuple[Tensor, bool]:
-        """Step, where all numbers are finite; the length of the gradient, and whether they are."""
+    def _gradients(self, module: nn.Module, loss: Tensor) -> Tensor:
+        """Give the module its gradients, those of all ranks, clipped; their length before."""
         module.zero_grad()
         self.manual_backward(loss)
         self.world.average_gradients(module)
-        length = torch.nn.utils.clip_grad_norm_(module.parameters(), self.settings.optimizer.gradient_clip)
-        sound = self.may_update(rates, loss=loss, gradient=length)
-        if sound:
-            for optimizer in optimizers:
-                optimizer.step()
-        return length, sound
+        return torch.nn.utils.clip_grad_norm_(module.parameters(), self.settings.optimizer.gradient_clip)
+
+    def _update(self, optimizers: list[Any], terms: Terms, judged: DiscriminatorLoss | None) -> None:
+        """All that a sound step changes."""
+        for optimizer in optimizers:
+            optimizer.step()
+        self.tokenizer.quantizer.follow()
+        self.averaged.update_parameters(self.tokenizer)
+        if self.adversary is None:
+            return
+        if judged is not None:
+            self.adversary.follow(self.world.mean(judged.scores))
+        error = self.world.mean(terms.reconstruction.detach().float().clone())
+        self.adversary.guard.see(error, self.step + 1)
+
+    def _scheduled(self) -> list[Any]:
+        """All optimizers, with everything set to what it is at this step."""
+        optimizers = self.every_optimizer()
+        warmup, last = self.settings.optimizer.warmup_steps, self.settings.trainer.max_steps
+        scale_learning_rates(optimizers, warmup_cosine(self.step, warmup, last, self.settings.optimizer.final_ratio))
+        self.tokenizer.quantizer.at(self.step / last)
+        return optimizers
+
+    def _mirrored(self, pictures: UInt8[Tensor, "b height width 3"]) -> UInt8[Tensor, "b height width 3"]:
+        """Half of them, by chance, if that is wanted."""
+        if not self.settings.trainer.flip:
+            return pictures
+        mirrored = torch.rand(len(pictures), device=pictures.device) < 0.5
+        return torch.where(mirrored[:, None, None, None], pictures.flip(2), pictures)
+
+    def _rates(self, judged: bool) -> str:
+        """What one would lower where numbers are not finite."""
+        rates = named_rates(self.settings.optimizer, "tokenizer.optimizer")
+        if not judged:
+            return rates
+        return f"{rates} and tokenizer.discriminator.learning_rate={self.settings.discriminator.learning_rate}"
+
+    def _tell(self, terms: Terms, loss: Tensor, logged: dict[str, Any]) -> None:
+        """Those who watch: callbacks at every step, curves and the terminal now and then."""
+        usage = terms.quantized.stats["usage"]
+        self.codes = terms.quantized.ids
+        self.watched = {"loss": terms.loss.detach(), "gradient_norm": logged["gradient_norm"], "usage": usage}
+        if self.adversary is not None:  # whose part in the loss joins at once, and is not watched
+            logged["adversary_off"] = self.adversary.guard.switched_off
+            self.watched["adversary"] = self.adversary.guard.switched_off
+        if self.step % self.settings.trainer.log_every_n_steps == 0:
+            self.shown |= {"loss": float(loss.detach()), "usage": float(usage)}
+            self._log({"loss": loss, **logged})
 
     def _log(self, values: dict[str, Any]) -> None:
         numbers = torch.stack([torch.as_tensor(value).detach().float().to(self.device) for value in values.values()])
@@ -150,24 +186,6 @@ class ImageTokenizerTraining(StepModule):
             logger.log_metrics({f"train/{name}": mean for name, mean in zip(values, means, strict=True)}, self.step + 1)
 
 
-class PatchDiscriminator(nn.Sequential):
-    """Pixels [B, 3, H, W] -> a score for each patch, higher is more real (pix2pix, https://arxiv.org/abs/1611.07004)."""
-
-    def __init__(self, channels: int, layers: int) -> None:
-        if channels % 4:
-            raise ValueError(f"tokenizer.discriminator.channels={channels} must be a multiple of 4")  # 8 groups at 2 x
-        blocks: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        for level in range(1, layers):
-            before, after = channels * 2 ** (level - 1), channels * 2**level
-            blocks += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.GroupNorm(8, after), nn.LeakyReLU(0.2)]
-        super().__init__(*blocks, nn.Conv2d(channels * 2 ** (layers - 1), 1, 3, padding=1))
-
-
-@contextlib.contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
-    """Within it a module's parameters take no gradients."""
-    module.requires_grad_(False)
-    try:
-        yield
-    finally:
-        module.requires_grad_(True)
+def loss_distance(settings: DictConfig) -> PerceptualDistance | None:
+    """What the `loss` part of the configuration perceives by; weights are read only where they count for something."""
+    return perceptual_distance(settings.vgg16) if settings.perceptual > 0 else None

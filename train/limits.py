@@ -15,7 +15,7 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "encoder_kernel codebook_dim max_steps batch_size init_pictures log_every_n_steps validate_every_n_steps "
         "checkpoint_every_n_steps checkpoints_kept accumulation tensor_parallel evaluation_batch_size tokens.workers "
         "processes rows lookahead group_shards queries heldout_queries gallery attempts hidden_size intermediate_size "
-        "num_hidden_layers num_attention_heads num_key_value_heads head_dim max_position_embeddings "
+        "num_hidden_layers num_attention_heads num_key_value_heads head_dim max_position_embeddings guard_steps "
         "num_experts_per_token codebooks latent_channels base_channels channel_multiplier "
         "num_res_blocks patch_size num_queries encoder_layers decoder_layers decoder_channels "
         "temporal_downsample_factor nodes tasks_per_node cpus_per_task timeout_min warning_s array_parallelism",
@@ -27,7 +27,7 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "0 or more",
         lambda n: n >= 0,
         "encoder_blocks decoder_blocks encoder_attention decoder_attention attention_levels commitment "
-        "dead_code_threshold l1 l2 quantizer entropy diversity kl weight start_step learning_rate "
+        "dead_code_threshold l1 l2 perceptual quantizer entropy diversity kl weight lecam start_step learning_rate "
         "muon_learning_rate weight_decay warmup_steps "
         "words_to_picture picture_to_words page text image prefetch z_loss validation_documents sample_pictures "
         "checkpoint_kept_every_n_steps workers max_skipped_steps num_experts balance_loss_weight temperature top_k "
@@ -37,8 +37,9 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "above 0",
         lambda n: n > 0,
         "timeout pause eps gradient_clip rope_theta rms_norm_eps initializer_range repetition_penalty mem_gb poll_s "
-        "final_temperature",
+        "final_temperature max_weight start_below",
     ),
+    ("above 1", lambda n: n > 1, "guard_ratio"),
     (
         "from 0 to 1",
         lambda n: 0 <= n <= 1,

@@ -33,7 +33,7 @@ from .alarms import Alarms, tokenizer_rules
 from .batch_counts import PictureCounts
 from .checkpoints import Checkpoints, load_callbacks, load_model, load_step, newest_checkpoint
 from .curves import log_picture
-from .image_tokenizer import ImageTokenizerTraining
+from .image_tokenizer import ImageTokenizerTraining, loss_distance
 from .incidents import Incidents
 from .machine import fit, make_trainer, prepare
 from .out_of_memory import memory_advice
@@ -81,6 +81,7 @@ def train_tokenizers(config: DictConfig, world: World) -> Path:
     for bucket in buckets_of(*sizes):  # what cannot work is said before the data are made
         network.grid(*bucket)
     quantizer_config(settings.quantizer)
+    loss_distance(settings.loss)
     if settings.trainer.batch_size % world.size:
         raise ValueError(
             f"tokenizer.trainer.batch_size={settings.trainer.batch_size} cannot be dealt to {world.size} processes: "

@@ -102,6 +102,14 @@ def test_counts_are_told_when_they_begin_and_when_they_have_doubled() -> None:
     assert alarms(Rise("{:,} are lost"), [0, 0, 1, 1, 2, 3, 4, 5, 9, 9]) == [2, 4, 6, 8]
 
 
+def test_an_adversary_is_told_each_time_that_it_is_switched_off() -> None:
+    rule = tokenizer_rules()["adversary"]
+    assert alarms(rule, [0, 0, 1, 1, 2, 2, 3, 3]) == [2, 4, 6]
+    again = tokenizer_rules()["adversary"]
+    again.load(rule.state())
+    assert alarms(again, [3, 4]) == [1]
+
+
 @given(
     st.lists(st.sampled_from([1.0, 1.2, 0.9, 5.0, 40.0, float("nan")]), min_size=300, max_size=420),
     st.integers(0, 400),

@@ -1,14 +1,12 @@
-"""Numbers of a tokenizer against their definitions, and the discriminator's part in training."""
+"""Numbers of a tokenizer against their definitions."""
 
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from omnigram.tokenizers.image import ImageTokenizer, to_pixels, to_uint8
 from omnigram.tokenizers.networks.convolutional import ConvolutionalConfig
 from omnigram.tokenizers.quantizers.moving_average import MovingAverageConfig
-from omnigram.train.image_tokenizer import ImageTokenizerTraining, PatchDiscriminator
 from omnigram.train.tokenizer_metrics import measure_codebook, measure_reconstruction, psnr
 
 
@@ -47,22 +45,3 @@ def test_reconstruction_and_codebook_are_counted_over_all_pictures():
     share = used / used.sum()
     assert counted["codebook_usage"] == pytest.approx(len(used) / 16)
     assert counted["codebook_perplexity"] == pytest.approx(np.exp(-(share * np.log(share)).sum()), rel=1e-4)
-
-
-def test_the_adversarial_gradient_is_made_as_long_as_the_others():
-    settings = OmegaConf.create(
-        {
-            "trainer": {"ema_decay": 0.9, "max_skipped_steps": 0},
-            "discriminator": {"channels": 8, "layers": 2, "weight": 0.5},
-        }
-    )
-    module = ImageTokenizerTraining(tokenizer().train(), settings)
-    assert isinstance(module.discriminator, PatchDiscriminator)
-    pixels = torch.rand(2, 3, 16, 16) * 2 - 1
-    decoded = module.tokenizer.decoder(module.tokenizer.quantize(pixels).codes)
-    loss, adversarial = (decoded - pixels).square().mean(), -module.discriminator(decoded).mean()
-    weight = module._adversarial_weight(loss, adversarial)
-    layer = module.tokenizer.decoder.last_layer
-    pull, push = (torch.autograd.grad(term, layer, retain_graph=True)[0].norm() for term in (loss, adversarial))
-    torch.testing.assert_close(weight * push, 0.5 * pull, rtol=1e-3, atol=1e-6)
-    assert not weight.requires_grad

@@ -63,7 +63,7 @@ class FiniteScalarQuantizer(Quantizer):
 
     def forward(self, vectors: Float[Tensor, "b d h w"]) -> Quantized:
         codes, ids = self.fsq(vectors)
-        ids = ids.long()
+        ids = ids.long().clamp(0, self.config.num_codes - 1)  # those of NaN lie anywhere, and such a step is left out
         return Quantized(codes, ids, vectors.new_zeros(()), self.counted(ids))
 
     def lookup(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
