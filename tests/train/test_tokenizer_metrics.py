@@ -51,7 +51,10 @@ def test_reconstruction_and_codebook_are_counted_over_all_pictures():
 
 def test_the_adversarial_gradient_is_made_as_long_as_the_others():
     settings = OmegaConf.create(
-        {"trainer": {"ema_decay": 0.9}, "discriminator": {"channels": 8, "layers": 2, "weight": 0.5}}
+        {
+            "trainer": {"ema_decay": 0.9, "max_skipped_steps": 1},
+            "discriminator": {"channels": 8, "layers": 2, "weight": 0.5},
+        }
     )
     module = ImageTokenizerTraining(tokenizer().train(), settings)
     assert isinstance(module.discriminator, PatchDiscriminator)

@@ -42,6 +42,7 @@ class Fidelity:
         self.originals, self.features, self.distance, self.device = originals, features, distance, device
         self._original_features = self._of_all(originals) if features is not None else None
 
+    @torch.no_grad()
     def measure(self, reconstructions: Iterable[Batch]) -> dict[str, float | None]:
         """The table above for reconstructions in batches like those of the originals."""
         ratios, similarities, distances, described = [], [], [], []
@@ -88,7 +89,7 @@ def picture_features(device: torch.device, console: Console) -> Features | None:
 def perceptual_distance(device: torch.device, console: Console) -> Distance | None:
     """The perceptual distance of the tokenizer's losses; None, and one line, if its packages are missing."""
     try:
-        return importlib.import_module("..perceptual", __package__).PerceptualDistance(device)
+        return importlib.import_module("..perceptual", __package__).perceptual_distance().to(device)
     except ModuleNotFoundError as fault:
         console.print(f"judged without a perceptual distance: {fault}", style="yellow", highlight=False, soft_wrap=True)
         return None

@@ -99,7 +99,7 @@ def of_export(folder: Path, resolution: int | None = None, device: torch.device 
         raise ValueError(f"{folder}: {fault}") from None
     tokenizer, ready = codec.image_tokenizer, codec.card.preprocessing
     if resolution is not None:
-        fitting = Fitting(tokenizer.patch, resolution)
+        fitting = _squares(tokenizer.patch, resolution)
     elif ready is not None:
         fitting = Fitting(tokenizer.patch, preprocessing=ready)
     else:
@@ -116,7 +116,17 @@ def of_folder(
         raise ValueError(f"{folder}: this image tokenizer has no decoder, so there are no pictures to compare")
     if resolution is None:
         raise ValueError(f"{folder} does not say how large its pictures are: set evaluate.resolution=, in pixels")
-    return Subject(folder, tokenizer, Fitting(tokenizer.patch, resolution, max_ratio))
+    return Subject(folder, tokenizer, _squares(tokenizer.patch, resolution, max_ratio))
+
+
+def _squares(patch: int, resolution: int, max_ratio: float = 1.0) -> Fitting:
+    """Pictures of about the area of a square with such a side. ValueError if that is not whole codes."""
+    if resolution % patch:
+        below = max(1, resolution // patch) * patch
+        raise ValueError(
+            f"evaluate.resolution={resolution} is not cut into codes of {patch} pixels: set {below} or {below + patch}"
+        )
+    return Fitting(patch, resolution, max_ratio)
 
 
 def _values(ready: Preprocessing | None) -> Preprocessing | None:
