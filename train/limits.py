@@ -14,7 +14,7 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "threads samples_per_shard max_caption max_pixels vocab_size resolution max_ratio stem channels layers "
         "encoder_kernel codebook_dim max_steps batch_size init_pictures log_every_n_steps validate_every_n_steps "
         "checkpoint_every_n_steps checkpoints_kept accumulation tensor_parallel evaluation_batch_size tokens.workers "
-        "processes rows lookahead group_shards queries heldout_queries gallery attempts hidden_size intermediate_size "
+        "processes rows lookahead group_shards max_pictures queries heldout_queries gallery attempts hidden_size intermediate_size "
         "num_hidden_layers num_attention_heads num_key_value_heads head_dim max_position_embeddings guard_steps "
         "num_experts_per_token codebooks latent_channels base_channels channel_multiplier "
         "num_res_blocks patch_size num_queries encoder_layers decoder_layers decoder_channels "

@@ -27,15 +27,19 @@ class PictureFeatures:
         self._device = torch.device(device)
         self._network = _network().to(self._device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
-    @torch.no_grad()
     def __call__(self, pictures: UInt8[Tensor, "n height width 3"]) -> Float[Tensor, "n 1280"]:
+        return F.normalize(self.pooled(pictures))
+
+    @torch.no_grad()
+    def pooled(self, pictures: UInt8[Tensor, "n height width 3"]) -> Float[Tensor, "n 1280"]:
+        """The features as they are, for distances between distributions: averaged over the picture."""
         return torch.cat([self._features(part) for part in pictures.split(BATCH)])
 
     def _features(self, pictures: UInt8[Tensor, "n height width 3"]) -> Float[Tensor, "n 1280"]:
         pixels = (pictures.to(self._device).permute(0, 3, 1, 2).float() - 127) / 128
         pixels = F.interpolate(pixels, (PIXELS, PIXELS), mode="bilinear", antialias=True)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
-        return F.normalize(self._network.extract_features(pixels).mean(dim=(2, 3)))  # pyright: ignore[reportCallIssue]
+        return self._network.extract_features(pixels).mean(dim=(2, 3))  # pyright: ignore[reportCallIssue]
 
 
 def _network() -> nn.Module:

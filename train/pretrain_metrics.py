@@ -25,6 +25,9 @@ from ..data.tokens import TokenDataset
 from ..model.bundle import Omnigram
 from .captioned_pictures import IMAGE, CaptionedPicture, captioned_pictures, choose, gallery_of
 from .captioning import measure_captioning
+from .judge.caption_score import caption_scores
+from .judge.samples import sample_distances
+from .judge.sentences import SentenceEmbeddings
 from .likelihood import bits_of_pictures, bits_per_character, shuffled_captions
 from .originals import original_pictures
 from .picture_features import PictureFeatures
@@ -45,6 +48,7 @@ class EvaluationSettings:
     page: samples on a page
     batch_size: pictures drawn, scored or decoded at once
     features: whether to compare across styles by EfficientNet-lite0, which takes the longest on a CPU
+    caption_score: whether to score pictures with their words, by embeddings of an optional package
     seed: of the choice of queries, of the samples and of the shuffled captions
     """
 
@@ -54,6 +58,7 @@ class EvaluationSettings:
     page: int = 64
     batch_size: int = 64
     features: bool = True
+    caption_score: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -92,6 +97,7 @@ class _Evaluation:
         self.queries = choose(self.known, settings.queries, settings.seed)
         self.heldout = {split: self._split(split) for split in (HELDOUT_STYLE, TEST, VAL)}
         self.numbers: dict[str, Any] = {}
+        self.drawn: dict[str, list[Codes]] = {}
         self._said: set[str] = set()
 
     def run(self) -> dict[str, Any]:
@@ -100,6 +106,7 @@ class _Evaluation:
             ("bits", self.measure_bits),
             ("captions", self.measure_captions),
             ("samples", self.measure_samples),
+            ("features of samples", self.measure_features),
         ):
             with self.console.status(f"evaluation: {name}"):
                 part()
@@ -137,9 +144,9 @@ class _Evaluation:
 
     def measure_samples(self) -> None:
         """Draw every query once; look for what was drawn among the reconstructions of the training pictures."""
+        self.drawn = {TRAIN: self._draw(self.queries), HELDOUT_STYLE: self._draw(self.heldout[HELDOUT_STYLE])}
         pairs, settings = self.heldout[HELDOUT_STYLE], self.settings
-        drawn = self._draw(self.queries)
-        drawn_pairs = self._draw(pairs)
+        drawn, drawn_pairs = self.drawn[TRAIN], self.drawn[HELDOUT_STYLE]
         describe: dict[str, Describe] = {_PIXELS: pixels_16}
         features = self._features() if pairs else None
         if features is not None:
@@ -179,6 +186,17 @@ class _Evaluation:
         if self.out is not None:
             self._pages(self.out, drawn, drawn_pairs)
 
+    def measure_features(self) -> None:
+        """Of what was drawn: how far it is from held-out pictures, and whether it shows its words."""
+        features, size = self._features(), self.settings.batch_size
+        pooled = features and features.pooled
+        heldout = next((self.heldout[split] for split in (TEST, VAL, HELDOUT_STYLE) if self.heldout[split]), [])
+        known, unknown = ([picture.codes for picture in pictures] for pictures in (self.queries, heldout))
+        self.numbers |= sample_distances(self.model.image_tokenizer, pooled, self.drawn[TRAIN], known, unknown, size)
+        asked = {TRAIN: self.queries, HELDOUT_STYLE: self.heldout[HELDOUT_STYLE]}
+        score = self._sentences() if pooled else None
+        self.numbers |= caption_scores(score, pooled, self.model.image_tokenizer, self.known, asked, self.drawn, size)
+
     def _pages(self, out: Path, drawn: Sequence[Codes], drawn_pairs: Sequence[Codes]) -> None:
         """Samples of train captions; and held-out pairs, each sample beside the true picture."""
         pairs, page = self.heldout[HELDOUT_STYLE][: max(1, self.settings.page // 2)], self.settings.page
@@ -216,6 +234,15 @@ class _Evaluation:
             return PictureFeatures(next(self.model.image_tokenizer.parameters()).device)
         except ModuleNotFoundError as fault:
             self._say(f"evaluation without retrieval across styles: {fault}")
+            return None
+
+    def _sentences(self) -> SentenceEmbeddings | None:
+        if not self.settings.caption_score:
+            return None
+        try:
+            return SentenceEmbeddings(next(self.model.image_tokenizer.parameters()).device)
+        except ModuleNotFoundError as fault:
+            self._say(f"evaluation without caption scores: {fault}")
             return None
 
     def _split(self, split: str) -> list[CaptionedPicture]:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 SWEEP = "model=nano,micro,small"  # where no model is named
 SWEEPS = Path("runs/sweep")
-MEASURING = ("evaluate.run=", "device=", "threads=", "evaluation.", "launcher")  # what `evaluate` takes
+MEASURING = ("evaluate.", "device=", "threads=", "evaluation.", "launcher")  # what `evaluate` takes
 
 Add = Callable[[str, str, Sequence[str], Callable[[argparse.Namespace], int]], argparse.ArgumentParser]
 
@@ -54,8 +54,13 @@ STEPS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
     "evaluate": (
         "evaluate",
         "evaluate",
-        "measure a finished run again",
-        ("", "evaluate.run=runs/tokenizer/latest", "evaluation.queries=1000"),
+        "measure a finished run, or any image tokenizer, on held-out pictures",
+        (
+            "",
+            "evaluate.run=runs/tokenizer/latest",
+            "evaluate.run=runs/imported/chameleon evaluate.pictures=photographs",
+            "evaluation.queries=1000",
+        ),
     ),
 }
 

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 from rich.console import Console
 from torch.utils.data import DataLoader
 
@@ -23,7 +22,7 @@ from ..data.picture_batches import Pictures, PictureStream, dealt
 from ..data.pictures import buckets_of
 from ..data.shards import read_shard
 from ..model.codec import CARD, IMAGE_MODEL, Codec
-from ..tokenizers.image import ImageTokenizer, to_pixels, to_uint8
+from ..tokenizers.image import ImageTokenizer, to_pixels
 from ..tokenizers.networks import network_config
 from ..tokenizers.published_text import TEXT_MODEL
 from ..tokenizers.quantizers import quantizer_config
@@ -35,20 +34,19 @@ from .checkpoints import Checkpoints, load_callbacks, load_model, load_step, new
 from .curves import log_picture
 from .image_tokenizer import ImageTokenizerTraining, loss_distance
 from .incidents import Incidents
+from .judge.pages import GRID, reconstruction_page
+from .judge.tokenizer_run import evaluate_tokenizer
 from .machine import fit, make_trainer, prepare
 from .out_of_memory import memory_advice
-from .pictures_page import contact_sheet
 from .progress import TrainingProgress
 from .report import REPORT, Reports, write_report
 from .runs import Run, open_run, write_config
 from .shards import make_shards
 from .steps import Steps
 from .telemetry import Telemetry
-from .tokenizer_metrics import measure_codebook, measure_reconstruction
+from .tokenizer_metrics import measure_reconstruction
 from .world import World, join_world
 
-GRID = "reconstructions.png"
-GRID_PICTURES = 32
 # settings of the trainer that change how a run is watched, not what it makes
 WATCHING = (
     "log_every_n_steps",
@@ -253,37 +251,3 @@ class Reconstructions(Callback):
         for logger in trainer.loggers:
             logger.log_metrics({f"val/{name}": measured[name] for name in ("psnr", "ssim", "drift")}, step=step)
         log_picture(trainer.loggers, "val/reconstructions", page, step)
-
-
-def reconstruction_page(tokenizer: ImageTokenizer, pictures: Pictures, device: torch.device | str) -> Image.Image:
-    """Pictures spread over the split, each beside its reconstruction."""
-    spread = torch.linspace(0, len(pictures) - 1, min(GRID_PICTURES, len(pictures))).long().tolist()
-    shown: list[Image.Image] = []
-    for index in spread:
-        picture = torch.from_numpy(pictures[index].copy())[None]
-        decoded = to_uint8(tokenizer.decode(tokenizer.encode(to_pixels(picture).to(device))))
-        shown += [Image.fromarray(picture[0].numpy()), Image.fromarray(decoded[0].cpu().numpy())]
-    return contact_sheet(shown, columns=16)
-
-
-def evaluate_tokenizer(run: Path, dataset: Path, config: DictConfig) -> dict[str, Any]:
-    """The numbers of a trained tokenizer on held-out concepts (test), and a page of their reconstructions.
-
-    Codes are counted over the held-out and the training pictures together.
-    """
-    settings = config.tokenizer
-    device = prepare(config)
-    tokenizer = ImageTokenizer.from_pretrained(run / IMAGE_MODEL).to(device)
-    sizes = (int(settings.pictures.resolution), tokenizer.patch, float(settings.pictures.max_ratio))
-    train = Pictures(dataset, "train", *sizes)
-    name = next((split for split in ("test", "val") if split in train.record["splits"]), "train")
-    heldout = train if name == "train" else Pictures(dataset, name, *sizes)
-    size = settings.trainer.evaluation_batch_size
-    with memory_advice(f"lower tokenizer.trainer.evaluation_batch_size={size}"):
-        measured = measure_reconstruction(tokenizer, heldout.batches(size), device)
-    both = (batch for pictures in ({id(p): p for p in (heldout, train)}.values()) for batch in pictures.batches(size))
-    measured |= measure_codebook(tokenizer, both, device)
-    page = reconstruction_page(tokenizer, heldout, device)
-    atomic_write(run / GRID, lambda file: page.save(file, format="PNG"))
-    parameters = sum(parameter.numel() for parameter in tokenizer.parameters())
-    return {**measured, "split": name, "parameters": parameters, "identity_of_image_tokenizer": tokenizer.identity}

@@ -6,7 +6,7 @@ Pixels are compared in 0 .. 1 after rounding to 8 bits, as a viewer would see th
 from collections.abc import Iterable
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -55,10 +55,15 @@ def measure_reconstruction(
 def measure_codebook(
     tokenizer: ImageTokenizer, batches: Iterable[UInt8[Tensor, "b height width 3"]], device: torch.device | str = "cpu"
 ) -> dict[str, float]:
-    """`codebook_usage` (share of the codes that occur at all) and `codebook_perplexity` over all pictures."""
+    """`codebook_numbers` of the codes of all pictures."""
     counts = torch.zeros(tokenizer.codebook_size, dtype=torch.int64)
     for pictures in batches:
         codes = tokenizer.encode(to_pixels(pictures).to(device)).cpu()
         counts += torch.bincount(codes.flatten(), minlength=tokenizer.codebook_size)
+    return codebook_numbers(counts)
+
+
+def codebook_numbers(counts: Int[Tensor, " codes"]) -> dict[str, float]:
+    """`codebook_usage` (share of the codes that occur) and `codebook_perplexity`, of how often each code came."""
     share = counts / counts.sum()
     return {"codebook_usage": float((counts > 0).float().mean()), "codebook_perplexity": float(perplexity(share))}

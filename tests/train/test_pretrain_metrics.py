@@ -31,7 +31,10 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def pixels_as_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrain_metrics, "PictureFeatures", lambda device: pixels_16)
+    class Pixels:
+        __call__ = pooled = staticmethod(pixels_16)
+
+    monkeypatch.setattr(pretrain_metrics, "PictureFeatures", lambda device: Pixels())
 
 
 @pytest.mark.usefixtures("pixels_as_features")

@@ -1,0 +1,38 @@
+"""What a run of `omnigram tokenizer` ends with: quick numbers of its image tokenizer, and a page of reconstructions."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from ...data.artefact import atomic_write
+from ...data.picture_batches import Pictures
+from ...model.codec import IMAGE_MODEL
+from ...tokenizers.image import ImageTokenizer
+from ..machine import prepare
+from ..out_of_memory import memory_advice
+from ..tokenizer_metrics import measure_codebook, measure_reconstruction
+from .pages import GRID, reconstruction_page
+
+
+def evaluate_tokenizer(run: Path, dataset: Path, config: DictConfig) -> dict[str, Any]:
+    """The numbers of a trained tokenizer on held-out concepts (test), and a page of their reconstructions.
+
+    Codes are counted over the held-out and the training pictures together.
+    """
+    settings = config.tokenizer
+    device = prepare(config)
+    tokenizer = ImageTokenizer.from_pretrained(run / IMAGE_MODEL).to(device)
+    sizes = (int(settings.pictures.resolution), tokenizer.patch, float(settings.pictures.max_ratio))
+    train = Pictures(dataset, "train", *sizes)
+    name = next((split for split in ("test", "val") if split in train.record["splits"]), "train")
+    heldout = train if name == "train" else Pictures(dataset, name, *sizes)
+    size = settings.trainer.evaluation_batch_size
+    with memory_advice(f"lower tokenizer.trainer.evaluation_batch_size={size}"):
+        measured = measure_reconstruction(tokenizer, heldout.batches(size), device)
+    both = (batch for pictures in ({id(p): p for p in (heldout, train)}.values()) for batch in pictures.batches(size))
+    measured |= measure_codebook(tokenizer, both, device)
+    page = reconstruction_page(tokenizer, heldout, device)
+    atomic_write(run / GRID, lambda file: page.save(file, format="PNG"))
+    parameters = sum(parameter.numel() for parameter in tokenizer.parameters())
+    return {**measured, "split": name, "parameters": parameters, "identity_of_image_tokenizer": tokenizer.identity}
