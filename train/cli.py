@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
 
+from .codebook_commands import add_codebook_commands
 from .plan_command import add_plan_command
 from .report_command import add_report_command
 from .step_commands import STEPS, add_step_commands
@@ -170,6 +171,7 @@ def make_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     add_picture_commands(add)
     add_words_commands(add)
     add_conversion_commands(add)
+    add_codebook_commands(add)
     add_plan_command(add)
     add_report_command(add)
     checked = add("validate", "check a data set, or one shard, against docs/data-format.md", ("datasets/emoji",), check)
