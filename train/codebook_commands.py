@@ -114,7 +114,9 @@ def change(options: argparse.Namespace) -> int:
     from ..data.artefact import check_free
     from ..tokenizers.codebook_surgery import check_changeable
     from .codebook_folder import open_codebook
+    from .machine import quiet
 
+    quiet()
     check_free(options.out)
     opened = open_codebook(options.folder)
     check_changeable(opened.tokenizer)
@@ -232,7 +234,7 @@ def _alike(features: "Float[Tensor, 'k f']", name: str, unit: str | None = None)
     numbers: dict[str, Any] = {f"nearest_by_{name}_median": float(found.distance.median())}
     if unit is not None:
         numbers[f"redundancy_by_{unit}"] = {f"{d:g}": float((found.distance < d).float().mean()) for d in ALIKE}
-    numbers[f"nearest_pairs_by_{name}"] = [[*pair, round(distance, 4)] for pair, distance in nearest]
+    numbers[f"nearest_pairs_by_{name}"] = {f"{a} {b}": round(distance, 4) for (a, b), distance in nearest}
     return numbers
 
 
