@@ -197,9 +197,7 @@ def _data(opened: "CodebookFolder", options: argparse.Namespace) -> Path:
     return data
 
 
-def _counts(
-    opened: "CodebookFolder", options: argparse.Namespace, needed: bool = True
-) -> "Int[Tensor, ' k'] | None":
+def _counts(opened: "CodebookFolder", options: argparse.Namespace, needed: bool = True) -> "Int[Tensor, ' k'] | None":
     """How often codes occur in the data; None where there are none and they are not `needed`."""
     from rich.console import Console
 

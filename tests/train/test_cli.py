@@ -18,6 +18,7 @@ from omnigram.train.cli import main
 from omnigram.train.step_commands import STEPS
 
 COMMANDS = (*STEPS, "sweep", "sample", "complete", "joint", "again", "caption", "score", "plan", "report", "codebook")
+COMMANDS += ("through-decoder", "compare")
 COMMANDS += ("validate", "version")
 
 
