@@ -36,10 +36,25 @@ class Codebook(nn.Module):
         weight = self.embedding.weight
         return F.normalize(weight, dim=-1) if self.normalise else weight
 
+    def compared(self, vectors: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+        """The vectors as they are compared with codes."""
+        return F.normalize(vectors, dim=1) if self.normalise else vectors
+
+    def with_codes(self, codes: Int[Tensor, " n"]) -> "Codebook":
+        """The same with these of its codes alone, in this order: code i is what `codes[i]` was."""
+        weight = self.embedding.weight
+        made = Codebook(len(codes), weight.shape[1], self.normalise).to(weight)
+        made.load_state_dict({"embedding.weight": weight.detach()[codes]})
+        return made
+
+    @torch.no_grad()
+    def put(self, codes: Int[Tensor, " n"], vectors: Float[Tensor, "n d"]) -> None:
+        """Move codes onto vectors."""
+        self.embedding.weight[codes] = vectors
+
     def forward(self, vectors: Float[Tensor, "b d h w"]) -> Quantized:
         """Quantize; gradients pass straight through to the vectors, and reach both through the loss."""
-        if self.normalise:
-            vectors = F.normalize(vectors, dim=1)
+        vectors = self.compared(vectors)
         ids = nearest(vectors.movedim(1, -1), self.vectors)
         codes = self.lookup(ids)
         loss = F.mse_loss(codes, vectors.detach()) + COMMITMENT * F.mse_loss(vectors, codes.detach())
@@ -74,6 +89,14 @@ class CodebookTokenizer(PixelTokenizer):
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
         return cls(cls.config_class(**settings))
+
+    @property
+    def vector_quantizer(self) -> Codebook:
+        return self.quantize
+
+    def _take(self, quantizer: Codebook) -> None:
+        self.quantize = quantizer
+        self.config = dataclasses.replace(self.config, codebook_size=len(quantizer.vectors))
 
     @abstractmethod
     def forward(self, pixels: Float[Tensor, "b 3 height width"]) -> Quantized:

@@ -17,7 +17,7 @@ from .networks import network_config
 from .networks.network import NetworkConfig, encoded
 from .pixel_tokenizer import PixelTokenizer
 from .quantizers import quantizer_config
-from .quantizers.quantizer import Quantized, QuantizerConfig, places
+from .quantizers.quantizer import Quantized, Quantizer, QuantizerConfig, places
 
 
 class ImageTokenizer(PixelTokenizer):
@@ -59,6 +59,13 @@ class ImageTokenizer(PixelTokenizer):
     @property
     def codebook_size(self) -> int:
         return self.quantizer.config.num_codes
+
+    @property
+    def vector_quantizer(self) -> Quantizer:
+        return self.quantizer
+
+    def _take(self, quantizer: Quantizer) -> None:
+        self.quantizer = quantizer
 
     def quantize(self, pixels: Float[Tensor, "b 3 height width"]) -> Quantized:
         """Pixels -> the quantized vectors with their ids, the commitment loss and statistics; trains in train mode.

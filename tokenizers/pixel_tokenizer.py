@@ -3,13 +3,14 @@
 Dimensions: B batch, H W pixels, h w grid of codes (H / patch, W / patch).
 """
 
+import copy
 import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +20,18 @@ from torch import Tensor, nn
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 UNNAMED = "vqvae"  # the kind of a config.json that names none: that kind was there before there were others
+
+
+class VectorQuantizer(Protocol):
+    """The part of a tokenizer that has its codes, a module; see `Quantizer` for what is said here."""
+
+    def compared(self, vectors: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]: ...
+
+    def lookup(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]: ...
+
+    def with_codes(self, codes: Int[Tensor, " n"]) -> Any: ...
+
+    def put(self, codes: Int[Tensor, " n"], vectors: Float[Tensor, "n d"]) -> None: ...
 
 
 class PixelTokenizer(nn.Module, ABC):
@@ -45,6 +58,24 @@ class PixelTokenizer(nn.Module, ABC):
     @property
     @abstractmethod
     def codebook_size(self) -> int: ...
+
+    @property
+    @abstractmethod
+    def vector_quantizer(self) -> VectorQuantizer:
+        """The module that vectors pass, all of a batch at once, and that makes codes of them."""
+
+    @abstractmethod
+    def _take(self, quantizer: Any) -> None:
+        """Have this one in the place of `vector_quantizer`, in the settings too."""
+
+    def with_codes(self, codes: Int[Tensor, " n"]) -> Self:
+        """The same tokenizer with these of its codes alone, in this order: code i is what `codes[i]` was.
+
+        ValueError for fewer than two, or where codes are no entries of a table.
+        """
+        made = copy.deepcopy(self)
+        made._take(self.vector_quantizer.with_codes(codes).train(self.training))
+        return made
 
     @property
     def can_decode(self) -> bool:

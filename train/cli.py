@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import NoReturn
 
+from .codebook_commands import add_codebook_commands
+from .comparison_commands import add_comparison_commands
 from .plan_command import add_plan_command
 from .report_command import add_report_command
 from .step_commands import STEPS, add_step_commands
@@ -25,7 +27,7 @@ DEBUG = "OMNIGRAM_DEBUG"
 FAULTY_INPUT, INTERRUPTED = 2, 128 + signal.SIGINT
 # what to do where memory runs out; training and evaluation say it themselves, by what holds most
 LOWER = {
-    **dict.fromkeys(("tokens", "pretrain", "sweep"), ": lower tokens.batch_size"),
+    **dict.fromkeys(("tokens", "pretrain", "sweep", "through-decoder"), ": lower tokens.batch_size"),
     **dict.fromkeys(("sample", "complete", "joint", "caption"), ": lower --batch-size"),
 }
 
@@ -74,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _after(command: Sequence[str], interruption: KeyboardInterrupt) -> str:
     """What an interruption leaves: what it says itself, or of a step that it can be gone on with."""
-    resumes = bool(command) and command[0] in (*STEPS, "sweep")
+    resumes = bool(command) and command[0] in (*STEPS, "sweep", "through-decoder")
     left = "the same command goes on from here" if resumes else str(interruption)
     return f"; {left}" if left else ""
 
@@ -170,6 +172,8 @@ def make_parser() -> tuple[Parser, dict[str, argparse.ArgumentParser]]:
     add_picture_commands(add)
     add_words_commands(add)
     add_conversion_commands(add)
+    add_codebook_commands(add)
+    add_comparison_commands(add)
     add_plan_command(add)
     add_report_command(add)
     checked = add("validate", "check a data set, or one shard, against docs/data-format.md", ("datasets/emoji",), check)

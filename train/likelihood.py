@@ -15,13 +15,13 @@ from ..tokenizers.vocabulary import TEXT
 from .captioned_pictures import IMAGE, CaptionedPicture, derangement
 
 
-def bits_of_pictures(
+def bits_of_codes(
     sampler: Sampler,
     pictures: Sequence[CaptionedPicture],
     captions: Sequence[NDArray[np.int64]] | None = None,
     batch_size: int = 64,
-) -> NDArray[np.float64]:
-    """Bits of the codes of each picture after its own words, or after `captions` (text codes [T] of each).
+) -> list[NDArray[np.float64]]:
+    """Bits [H * W] of each code of each picture after its own words, or after `captions` (text codes [T] of each).
 
     Words, size and marks are given, and cost nothing.
     """
@@ -32,7 +32,17 @@ def bits_of_pictures(
     ]
     image = sampler.vocabulary.modalities.index(IMAGE)
     scores = score_ids(sampler, documents, batch_size)
-    return np.array([score.nats[score.modality == image].sum() for score in scores]) / math.log(2)
+    return [score.nats[score.modality == image] / math.log(2) for score in scores]
+
+
+def bits_of_pictures(
+    sampler: Sampler,
+    pictures: Sequence[CaptionedPicture],
+    captions: Sequence[NDArray[np.int64]] | None = None,
+    batch_size: int = 64,
+) -> NDArray[np.float64]:
+    """`bits_of_codes`, all codes of a picture together."""
+    return np.array([bits.sum() for bits in bits_of_codes(sampler, pictures, captions, batch_size)])
 
 
 def shuffled_captions(pictures: Sequence[CaptionedPicture], seed: int) -> list[NDArray[np.int64]]:

@@ -36,7 +36,7 @@ def prepare(config: DictConfig) -> torch.device:
     torch.set_flush_denormal(True)  # Adam's square roots meet subnormals, which a CPU computes many times slower
     # or deterministic runs write all memory twice
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
-    _quiet()
+    quiet()
     return device
 
 
@@ -52,7 +52,7 @@ def choose_device(name: str, key: str = "device") -> torch.device:
     return torch.device(name)
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Leave the terminal to our own lines: others' advice, progress bars and notes on their own code are no help."""
     warn_in_one_line()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

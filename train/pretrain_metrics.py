@@ -28,7 +28,7 @@ from .captioning import measure_captioning
 from .judge.caption_score import caption_scores
 from .judge.samples import sample_distances
 from .judge.sentences import SentenceEmbeddings
-from .likelihood import bits_of_pictures, bits_per_character, shuffled_captions
+from .likelihood import bits_of_codes, bits_of_pictures, bits_per_character, shuffled_captions
 from .originals import original_pictures
 from .picture_features import PictureFeatures
 from .pictures_page import contact_sheet
@@ -119,15 +119,24 @@ class _Evaluation:
         sampler, seed, size = self.model.sampler, self.settings.seed, self.settings.batch_size
         split = next((name for name in (HELDOUT_STYLE, TEST, VAL) if len(self.heldout[name]) > 1), None)
         pictures = self.heldout[split] if split else []
-        own = bits_of_pictures(sampler, pictures, batch_size=size) if pictures else None
+        own = bits_of_codes(sampler, pictures, batch_size=size)
         others = bits_of_pictures(sampler, pictures, shuffled_captions(pictures, seed), size) if pictures else None
+        known, others_known = bits_of_codes(sampler, self.queries, batch_size=size), None
+        if len(self.queries) > 1:
+            others_known = bits_of_pictures(sampler, self.queries, shuffled_captions(self.queries, seed), size)
         texts = self.heldout[TEST] or self.heldout[VAL] or pictures
         self.numbers |= {
-            "bits_per_picture": _mean(own),
+            "bits_per_picture": _mean([bits.sum() for bits in own]),
             "bits_per_picture_shuffled_captions": _mean(others),
             "bits_per_picture_split": split,
             "bits_per_picture_pictures": len(pictures),
-            "bits_per_picture_train": _mean(bits_of_pictures(sampler, self.queries, batch_size=size)),
+            "bits_per_picture_train": _mean([bits.sum() for bits in known]),
+            "bits_per_picture_train_shuffled_captions": _mean(others_known),
+            "bits_first_code": _mean([bits[0] for bits in own]),  # where a picture begins, and errors with it
+            "bits_first_code_train": _mean([bits[0] for bits in known]),
+            "codes_per_picture": _mean([len(bits) for bits in known]),
+            "own_caption_wins": _wins(own, others),
+            "own_caption_wins_train": _wins(known, others_known),
             "bits_per_character": bits_per_character(sampler, texts, size) if texts else None,
         }
 
@@ -274,5 +283,14 @@ def _save(sheet: Image.Image, path: Path) -> None:
     atomic_write(path, lambda file: sheet.save(file, format="PNG"))
 
 
-def _mean(values: np.ndarray | None) -> float | None:
-    return None if values is None else float(values.mean())
+def _wins(own: Sequence[np.ndarray], others: np.ndarray | None) -> float | None:
+    """The share of pictures that cost less after their own words than after others'; by chance one half."""
+    return (
+        None
+        if others is None
+        else float(np.mean([bits.sum() < other for bits, other in zip(own, others, strict=True)]))
+    )
+
+
+def _mean(values: Sequence[float] | np.ndarray | None) -> float | None:
+    return None if values is None or not len(values) else float(np.mean(values))

@@ -95,7 +95,7 @@ def run_step(options: argparse.Namespace) -> int:
                 raise ValueError(
                     f"{override} has no effect on a run that is finished: `evaluate` takes {', '.join(MEASURING)}…"
                 )
-    for made in _launched(options.command, combinations):
+    for made in launched(options.command, combinations):
         from .world import is_first  # late, for a launcher alone needs no torch
 
         if is_first():
@@ -107,7 +107,7 @@ def run_step(options: argparse.Namespace) -> int:
     return 0
 
 
-def _launched(step: str, combinations: "Sequence[tuple[list[str], DictConfig]]") -> "Iterator[Path]":
+def launched(step: str, combinations: "Sequence[tuple[list[str], DictConfig]]") -> "Iterator[Path]":
     """The folders that the combinations of a step make, each run as `launcher` says."""
     from .compose import build
     from .launching import Launcher, jobs_of
@@ -140,7 +140,7 @@ def run_sweep(options: argparse.Namespace) -> int:
     from .sweep import summarise_sweep
     from .world import is_first
 
-    runs = list(_launched("pretrain", combinations))
+    runs = list(launched("pretrain", combinations))
     if not is_first():
         return 0
     folder = summarise_sweep(runs, SWEEPS / identity([run.name for run in runs])[:8])

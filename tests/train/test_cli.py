@@ -17,7 +17,8 @@ from omnigram.train import pretrain, shards
 from omnigram.train.cli import main
 from omnigram.train.step_commands import STEPS
 
-COMMANDS = (*STEPS, "sweep", "sample", "complete", "joint", "again", "caption", "score", "plan", "report")
+COMMANDS = (*STEPS, "sweep", "sample", "complete", "joint", "again", "caption", "score", "plan", "report", "codebook")
+COMMANDS += ("through-decoder", "compare")
 COMMANDS += ("validate", "version")
 
 

@@ -11,7 +11,7 @@ from made_evaluation import NAMES, STYLES, known, tiny
 
 from omnigram.model.bundle import Omnigram
 from omnigram.train.captioned_pictures import derangement
-from omnigram.train.likelihood import bits_of_pictures, bits_per_character, shuffled_captions
+from omnigram.train.likelihood import bits_of_codes, bits_of_pictures, bits_per_character, shuffled_captions
 
 PICTURES = [known(name, style) for name in NAMES[:3] for style in STYLES]
 
@@ -45,6 +45,17 @@ def test_bits_of_a_picture_are_those_of_its_codes_among_the_codes() -> None:
         ids, image = picture_ids(bundle, picture.words, picture.codes)
         assert found == pytest.approx(plain_bits(bundle, ids, set(image), image), rel=1e-9)
     assert bits.std() > 0.1
+
+
+def test_the_first_code_costs_what_the_model_says_of_it() -> None:
+    bundle = tiny()
+    codes = bits_of_codes(bundle.sampler, PICTURES, batch_size=4)
+    for picture, bits in zip(PICTURES, codes, strict=True):
+        ids, image = picture_ids(bundle, picture.words, picture.codes)
+        place = next(place for place, id_ in enumerate(ids) if id_ in image)
+        assert bits[0] == pytest.approx(plain_bits(bundle, ids[: place + 1], set(image), image), rel=1e-9)
+    totals = bits_of_pictures(bundle.sampler, PICTURES, batch_size=4)
+    assert [bits.sum() for bits in codes] == pytest.approx(totals.tolist())
 
 
 def test_bits_after_the_words_of_another_picture() -> None:

@@ -18,6 +18,8 @@ from omnigram.train.retrieval import pixels_16
 
 PROMISED = {  # the contract of metrics.json, and what makes it readable
     *("bits_per_picture", "bits_per_picture_shuffled_captions", "bits_per_picture_train", "bits_per_character"),
+    *("bits_per_picture_train_shuffled_captions", "bits_first_code", "bits_first_code_train", "codes_per_picture"),
+    *("own_caption_wins", "own_caption_wins_train"),
     *("retrieval_top1_train", "retrieval_top5_train", "retrieval_ceiling", "retrieval_chance"),
     *("retrieval_top1_heldout_style", "retrieval_top5_heldout_style", "retrieval_queries", "retrieval_gallery"),
     *("caption_exact_train", "caption_exact_heldout_style", "caption_f1_train", "caption_f1_heldout_style"),
@@ -70,6 +72,8 @@ def test_every_promised_number_of_a_random_model(tokens: Path, tmp_path: Path) -
     assert numbers.keys() >= PROMISED
     assert all(isinstance(numbers[name], int | float) for name in PROMISED)
     assert numbers["retrieval_queries"] == 6
+    assert numbers["codes_per_picture"] == 4
+    assert 0 < numbers["bits_first_code_train"] < numbers["bits_per_picture_train"]
     assert 0 <= numbers["retrieval_top1_train"] <= numbers["retrieval_top5_train"] <= 1
     assert json.loads(json.dumps(numbers)) == numbers
     again = evaluate_pretraining(tiny(), tokens, settings)

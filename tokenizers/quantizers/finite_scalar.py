@@ -50,6 +50,8 @@ class FiniteScalarConfig(QuantizerConfig):
 class FiniteScalarQuantizer(Quantizer):
     """Round every component between its levels; gradients pass straight through the rounding."""
 
+    fixed = "they are all combinations of levels"
+
     config: FiniteScalarConfig
     whitened = True  # each component has about the same range
 

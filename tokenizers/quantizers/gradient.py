@@ -50,6 +50,8 @@ class GradientConfig(QuantizerConfig):
 class GradientQuantizer(Quantizer):
     """The nearest entry of the codebook."""
 
+    per_code = ("embedding.weight",)
+
     config: GradientConfig
 
     def __init__(self, config: GradientConfig) -> None:
@@ -63,15 +65,21 @@ class GradientQuantizer(Quantizer):
         return F.normalize(weight, dim=-1) if self.config.cosine else weight
 
     def forward(self, vectors: Float[Tensor, "b d h w"]) -> Quantized:
-        if self.config.cosine:
-            vectors = F.normalize(vectors, dim=1)
+        vectors = self.compared(vectors)
         ids = nearest(vectors.movedim(1, -1), self.codebook)
         codes = self.lookup(ids)
         loss = F.mse_loss(codes, vectors.detach()) + self.config.commitment * F.mse_loss(vectors, codes.detach())
         return Quantized(straight_through(vectors, codes), ids, loss, self.counted(ids))
 
+    def compared(self, vectors: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+        return F.normalize(vectors, dim=1) if self.config.cosine else vectors
+
     def lookup(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
         return self.codebook[ids].movedim(-1, 1)
+
+    @torch.no_grad()
+    def put(self, codes: Int[Tensor, " n"], vectors: Float[Tensor, "n d"]) -> None:
+        self.embedding.weight[codes] = vectors
 
     @torch.no_grad()
     def start_from(self, vectors: Float[Tensor, "n d"]) -> None:

@@ -60,6 +60,8 @@ class GumbelConfig(QuantizerConfig):
 class GumbelQuantizer(Quantizer):
     """While training a draw, else the likeliest code."""
 
+    per_code = ("codebook", "logits.weight", "logits.bias")
+
     config: GumbelConfig
 
     def __init__(self, config: GumbelConfig) -> None:
@@ -88,6 +90,9 @@ class GumbelQuantizer(Quantizer):
 
     def lookup(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
         return self.codebook[ids].movedim(-1, 1)
+
+    def put(self, codes: Int[Tensor, " n"], vectors: Float[Tensor, "n d"]) -> None:
+        raise ValueError("codes of gumbel cannot be put on vectors: which code a vector gets is learnt, not measured")
 
     @torch.no_grad()
     def start_from(self, vectors: Float[Tensor, "n d"]) -> None:

@@ -63,6 +63,8 @@ class IndexBackpropagationConfig(QuantizerConfig):
 class IndexBackpropagationQuantizer(Quantizer):
     """The nearest code; while training, the one-hot choice has the gradients of the probabilities."""
 
+    per_code = ("codebook",)
+
     config: IndexBackpropagationConfig
 
     def __init__(self, config: IndexBackpropagationConfig) -> None:
@@ -90,6 +92,10 @@ class IndexBackpropagationQuantizer(Quantizer):
 
     def lookup(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
         return self.codebook[ids].movedim(-1, 1)
+
+    @torch.no_grad()
+    def put(self, codes: Int[Tensor, " n"], vectors: Float[Tensor, "n d"]) -> None:
+        self.codebook[codes] = vectors
 
     @torch.no_grad()
     def start_from(self, vectors: Float[Tensor, "n d"]) -> None:

@@ -61,6 +61,8 @@ class LookupFreeConfig(QuantizerConfig):
 class LookupFreeQuantizer(Quantizer):
     """Signs; of a code's bits the first component is the most significant."""
 
+    fixed = "they are all combinations of signs"
+
     config: LookupFreeConfig
     whitened = True
     weights: Int[Tensor, " d"]

@@ -62,6 +62,8 @@ class MovingAverageConfig(QuantizerConfig):
 class MovingAverageQuantizer(Quantizer):
     """The nearest entry of the codebook."""
 
+    per_code = ("codebook", "counts", "sums")
+
     config: MovingAverageConfig
     codebook: Float[Tensor, "k d"]
     counts: Float[Tensor, " k"]
@@ -78,14 +80,16 @@ class MovingAverageQuantizer(Quantizer):
         self._seen: tuple[Tensor, Tensor] | None = None  # vectors and their ids, of the last batch
 
     def forward(self, vectors: Float[Tensor, "b d h w"]) -> Quantized:
-        if self.config.cosine:
-            vectors = F.normalize(vectors, dim=1)
+        vectors = self.compared(vectors)
         ids = nearest(vectors.movedim(1, -1).to(self.codebook.dtype), self.codebook)
         codes = self.lookup(ids).to(vectors.dtype)
         loss = self.config.commitment * F.mse_loss(vectors, codes)
         if self.training:
             self._seen = places(vectors.detach()).to(self.codebook.dtype), ids.flatten()
         return Quantized(straight_through(vectors, codes), ids, loss, self.counted(ids))
+
+    def compared(self, vectors: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+        return F.normalize(vectors, dim=1) if self.config.cosine else vectors
 
     def lookup(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
         return self.codebook[ids].movedim(-1, 1)
@@ -123,7 +127,10 @@ class MovingAverageQuantizer(Quantizer):
         vectors = self.ranks.concatenate(vectors)
         draw = torch.Generator().manual_seed(int(self.updates))
         chosen = vectors[torch.randperm(len(vectors), generator=draw)[: len(dead)].to(vectors.device)]
-        dead = dead[: len(chosen)]
-        self.codebook[dead] = chosen
-        self.counts[dead] = self.config.dead_code_threshold
-        self.sums[dead] = chosen * self.config.dead_code_threshold
+        self.put(dead[: len(chosen)], chosen)
+
+    @torch.no_grad()
+    def put(self, codes: Int[Tensor, " n"], vectors: Float[Tensor, "n d"]) -> None:
+        self.codebook[codes] = vectors
+        self.counts[codes] = self.config.dead_code_threshold
+        self.sums[codes] = vectors * self.config.dead_code_threshold

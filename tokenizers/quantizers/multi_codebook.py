@@ -79,6 +79,8 @@ class MultiCodebookConfig(QuantizerConfig):
 class MultiCodebookQuantizer(Quantizer):
     """Codebooks that follow their vectors by moving averages."""
 
+    fixed = "a place has several codes, of codebooks that are equally large"
+
     config: MultiCodebookConfig
 
     def __init__(self, config: MultiCodebookConfig) -> None:

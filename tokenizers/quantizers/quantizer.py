@@ -3,6 +3,7 @@
 Dimensions: B batch, D dimension of a code, h w grid of codes, K codes, N vectors.
 """
 
+import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -80,6 +81,8 @@ class Quantizer(nn.Module, ABC):
     """
 
     whitened = False  # whether it wants vectors whose components have a variance of 1 each, at the start
+    per_code: ClassVar[tuple[str, ...]] = ()  # its weights that have a row for each code, by name
+    fixed: ClassVar[str] = ""  # why no code can be taken out of it, where that is so
 
     def __init__(self, config: QuantizerConfig) -> None:
         super().__init__()
@@ -92,6 +95,26 @@ class Quantizer(nn.Module, ABC):
     @abstractmethod
     def lookup(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
         """The vectors of codes."""
+
+    def compared(self, vectors: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+        """The vectors as they are compared with codes."""
+        return vectors
+
+    def with_codes(self, codes: Int[Tensor, " n"]) -> "Quantizer":
+        """The same with these of its codes alone, in this order: code i is what `codes[i]` was.
+
+        ValueError for fewer than two, or where codes are no entries of a table.
+        """
+        if self.fixed:
+            raise ValueError(f"codes of {self.config.kind} cannot be taken out or put elsewhere: {self.fixed}")
+        made = dataclasses.replace(self.config, codebook_size=len(codes)).build()
+        weights = self.state_dict()
+        made.load_state_dict({name: w[codes] if name in self.per_code else w for name, w in weights.items()})
+        return made.to(weights[self.per_code[0]])
+
+    def put(self, codes: Int[Tensor, " n"], vectors: Float[Tensor, "n d"]) -> None:
+        """Move codes onto vectors, as `compared` gives them. ValueError where a code is more than its vector."""
+        raise ValueError(f"codes of {self.config.kind} cannot be put on vectors: {self.fixed}")
 
     def start_from(self, vectors: Float[Tensor, "n d"]) -> None:
         """Begin at codes that suit these vectors, the same on every rank."""

@@ -47,6 +47,8 @@ class SimConfig(QuantizerConfig):
 class SimQuantizer(Quantizer):
     """The nearest of the mapped codes."""
 
+    fixed = "one map moves all of them"
+
     config: SimConfig
 
     def __init__(self, config: SimConfig) -> None:

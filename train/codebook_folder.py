@@ -1,0 +1,177 @@
+"""A folder with a codebook in it: a run of `omnigram tokenizer`, a bare image tokenizer, or an export; read and written.
+
+    run       text.model and image/; with config.yaml and metrics.json it can be measured by `omnigram evaluate`
+    bare      config.json and model.safetensors, as `save_pretrained` writes it
+    export    the whole of `model/bundle.py`: vocabulary and decoder follow a change of the codes
+
+What is written also holds codebook.json: what was done, to which tokenizer, and what each of its codes became.
+"""
+
+import dataclasses
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ..data.artefact import atomic_write_json, identity, provenance, publish_folder
+from ..data.fitting import Fitting
+from ..model.bundle import Omnigram
+from ..model.codec import CARD, IMAGE_MODEL, Codec
+from ..model.renumbering import with_codes, with_ids
+from ..tokenizers.codebook_surgery import Renumbering
+from ..tokenizers.pixel_tokenizer import CONFIG, PixelTokenizer, load_image_tokenizer
+from ..tokenizers.published_text import TEXT_MODEL, PublishedText
+from .runs import METRICS, finished_run
+
+RECORD = "codebook.json"
+RESOLUTION = 64  # pixels, where a folder does not say
+
+
+class CodebookFolder(ABC):
+    """One of the three kinds, with its image tokenizer."""
+
+    tokenizer: PixelTokenizer
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def data(self) -> Path | None:
+        """The data set that it was trained on, if it says so."""
+        return None
+
+    @abstractmethod
+    def fitting(self, resolution: int | None) -> Fitting:
+        """How pictures become its inputs; `resolution` in pixels goes before what the folder says."""
+
+    @abstractmethod
+    def _save(self, tokenizer: PixelTokenizer, renumbering: Renumbering | None, out: Path) -> None: ...
+
+    def check(self, resizes: bool) -> None:
+        """ValueError if what goes with the codes cannot follow; `resizes`: their number changes."""
+
+    def save(
+        self, tokenizer: PixelTokenizer, renumbering: Renumbering | None, out: Path, done: Mapping[str, Any]
+    ) -> None:
+        """Write a folder of the same kind with another tokenizer, whose codes are a `renumbering` of those here.
+
+        None: codes have their numbers still. done: what was done, for the record.
+        """
+        became = range(tokenizer.codebook_size) if renumbering is None else renumbering.became.tolist()
+        record = {
+            **done,
+            "from": str(self.folder),
+            "identity_from": self.tokenizer.identity,
+            "identity": tokenizer.identity,
+            "codes_from": self.tokenizer.codebook_size,
+            "codes": tokenizer.codebook_size,
+            "became": list(became),
+            "provenance": provenance(),
+        }
+        with publish_folder(out) as partial:
+            self._save(tokenizer, renumbering, partial)
+            atomic_write_json(partial / RECORD, record)
+
+
+class Run(CodebookFolder):
+    """Of `omnigram tokenizer`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.tokenizer = load_image_tokenizer(folder / IMAGE_MODEL)
+        path = folder / "config.yaml"
+        self.config: Any = OmegaConf.load(path) if path.is_file() else None
+
+    @property
+    def data(self) -> Path | None:
+        return Path(self.config.data.folder) if self.config is not None else None
+
+    def fitting(self, resolution: int | None) -> Fitting:
+        if self.config is None:
+            return Fitting(self.tokenizer.patch, resolution or RESOLUTION)
+        pictures = self.config.tokenizer.pictures
+        return Fitting(self.tokenizer.patch, resolution or int(pictures.resolution), float(pictures.max_ratio))
+
+    def _save(self, tokenizer: PixelTokenizer, renumbering: Renumbering | None, out: Path) -> None:
+        tokenizer.save_pretrained(out / IMAGE_MODEL)
+        shutil.copy2(self.folder / TEXT_MODEL, out / TEXT_MODEL)
+        if self.config is None or not (self.folder / METRICS).is_file():
+            return
+        before = finished_run(self.folder)
+        self.config.tokenizer.quantizer.codebook_size = tokenizer.codebook_size
+        OmegaConf.save(self.config, out / "config.yaml")
+        made_from = {"dataset": before.get("made_from", {}).get("dataset"), "image_tokenizer": tokenizer.identity}
+        kept = {name: before[name] for name in ("text_vocabulary", "seed") if name in before}
+        made = {**kept, "identity": identity(made_from), "made_from": made_from, "provenance": provenance()}
+        atomic_write_json(out / METRICS, made)  # `omnigram evaluate` adds the numbers
+
+
+class Bare(CodebookFolder):
+    """An image tokenizer alone."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.tokenizer = load_image_tokenizer(folder)
+
+    def fitting(self, resolution: int | None) -> Fitting:
+        return Fitting(self.tokenizer.patch, resolution or RESOLUTION)
+
+    def _save(self, tokenizer: PixelTokenizer, renumbering: Renumbering | None, out: Path) -> None:
+        tokenizer.save_pretrained(out)
+
+
+class Export(CodebookFolder):
+    """Of `omnigram pretrain` or `import`; the decoder is read when it is written."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.codec = Codec.load(folder)
+        self.tokenizer = self.codec.image_tokenizer
+
+    def fitting(self, resolution: int | None) -> Fitting:
+        card = self.codec.card
+        if card.preprocessing is not None:
+            return Fitting(self.tokenizer.patch, preprocessing=card.preprocessing)
+        if resolution is not None:
+            return Fitting(self.tokenizer.patch, resolution)
+        return Fitting(self.tokenizer.patch, sizes=tuple(self.tokenizer.size(*grid) for grid in card.sizes))
+
+    def check(self, resizes: bool) -> None:
+        if resizes and isinstance(self.codec.text_tokenizer, PublishedText):
+            raise ValueError(
+                f"the text tokenizer of {self.folder} is a published one, which numbers the codes as well: "
+                "codes can be renumbered, but not taken out"
+            )
+        if resizes:
+            with_codes(self.codec.vocabulary, "image", [0, 1])
+
+    def _save(self, tokenizer: PixelTokenizer, renumbering: Renumbering | None, out: Path) -> None:
+        assert renumbering is not None
+        model = Omnigram.from_pretrained(self.folder, dtype="auto").model
+        vocabulary, were = with_codes(self.codec.vocabulary, "image", renumbering.kept.tolist())
+        card = dataclasses.replace(self.codec.card, identities={})
+        codec = Codec(vocabulary, self.codec.text_tokenizer, tokenizer, card, self.codec.source)
+        Omnigram(with_ids(model, were), codec).save_pretrained(out)
+
+
+def open_codebook(folder: Path | str) -> CodebookFolder:
+    """FileNotFoundError or ValueError, in one line, for a folder that is none of the three, or has no image tokenizer."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder: name a tokenizer run, an image tokenizer or an export")
+    if (folder / CARD).is_file():
+        kind: type[CodebookFolder] = Export
+    elif (folder / IMAGE_MODEL).is_dir():
+        kind = Run
+        if not (folder / TEXT_MODEL).is_file():
+            raise FileNotFoundError(f"{folder / TEXT_MODEL} is missing: finish the run of `omnigram tokenizer` first")
+    elif (folder / CONFIG).is_file():
+        kind = Bare
+    else:
+        within = folder / "export"
+        hint = f"; {within} is an export" if (within / CARD).is_file() else ""
+        raise ValueError(f"{folder} holds no image tokenizer: neither {CARD} nor {IMAGE_MODEL}/ nor {CONFIG}{hint}")
+    return kind(folder)

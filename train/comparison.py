@@ -1,0 +1,172 @@
+"""Image tokenizers side by side, by decoders that were trained alike on their codes: one table and one page.
+
+comparison.md, comparison.json    a row a tokenizer: what its own run says of it, and what the decoder achieved
+comparison.png                    a column a tokenizer: its reconstructions of unseen pictures, and the decoder's samples
+
+Bits are of whole pictures, so that tokenizers with other numbers of codes can be compared. They are bits of the codes: a
+tokenizer that keeps less of a picture has less to say, so read them beside the PSNR.
+"""
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image, ImageDraw, ImageFont
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.table import Table
+
+from ..data.artefact import atomic_write, atomic_write_json
+from ..model.codec import read_card
+from .pretrain import EXPORT
+from .pretrain_metrics import SAMPLES
+from .runs import METRICS, finished_run
+from .tokenizer import GRID
+
+TABLE, NUMBERS, PAGE = "comparison.md", "comparison.json", "comparison.png"
+WIDTH, GAP, FONT = 720, 16, 22  # pixels: of a column of the page, between its parts, of its heading
+# metrics.json of the tokenizer, and of the decoder -> heading of the table, form of a cell
+OF_TOKENIZER: dict[str, tuple[str, str]] = {
+    "psnr": ("PSNR, dB", "{:.2f}"),
+    "codebook_usage": ("codes used", "{:.0%}"),
+}
+OF_DECODER: dict[str, tuple[str, str]] = {
+    "codes_per_picture": ("codes a picture", "{:.0f}"),
+    "bits_per_picture_train": ("bits a training picture", "{:.1f}"),
+    "bits_per_picture_train_shuffled_captions": ("after another's caption", "{:.1f}"),
+    "bits_per_picture": ("bits a held-out picture", "{:.1f}"),
+    "bits_per_picture_shuffled_captions": ("after another's caption", "{:.1f}"),
+    "bits_first_code_train": ("bits of its first code, training", "{:.2f}"),
+    "bits_first_code": ("held-out", "{:.2f}"),
+    "own_caption_wins_train": ("own caption cheaper, training", "{:.0%}"),
+    "retrieval_top1_train": ("nearest shows what was asked", "{:.1%}"),
+    "train_documents": ("documents seen", "{:,.0f}"),
+}
+LACKING = "-"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One tokenizer: the run of the decoder, and its own where that is still there."""
+
+    name: str
+    run: Path
+    decoder: dict[str, Any]
+    config: DictConfig
+    tokenizer_run: Path | None
+    tokenizer: dict[str, Any]
+
+
+def compare(run_folders: Iterable[Path | str], out: Path, console: Console | None = None) -> Path:
+    """Gather finished runs of decoders into the folder `out`, which is made; print the table.
+
+    ValueError for no run, for one that is not finished, lacks a number or has no export, and for runs whose decoders or
+    data differ in more than the tokenizer.
+    """
+    judged = [_judged(Path(folder)) for folder in dict.fromkeys(map(str, run_folders))]
+    if not judged:
+        raise ValueError("nothing to compare: name at least one finished run of a decoder")
+    for other in judged[1:]:
+        _check_alike(judged[0], other)
+    table = _table(judged)
+    atomic_write(out / TABLE, _markdown(table))
+    atomic_write_json(out / NUMBERS, [_numbers(one) for one in judged])
+    page = _page(judged)
+    atomic_write(out / PAGE, lambda file: page.save(file, format="PNG"))
+    (console or Console()).print(table)
+    return out
+
+
+def _judged(run: Path) -> Judged:
+    decoder = finished_run(run)
+    for name in OF_DECODER:
+        if name not in decoder:
+            raise ValueError(f"{run / METRICS} has no number {name!r}: run `omnigram evaluate evaluate.run={run}`")
+    try:
+        config = OmegaConf.load(run / "config.yaml")
+    except OSError:
+        raise ValueError(f"{run / 'config.yaml'} is missing: without it nothing says how the run was made") from None
+    assert isinstance(config, DictConfig)
+    card, _ = read_card(run / EXPORT)
+    found = _tokenizer_run(config, card.identities.get("image"))
+    name = found.resolve().name if found else f"{config.tokenizer.name} {card.identities.get('image', '')[:8]}"
+    return Judged(name, run, decoder, config, found, finished_run(found) if found else {})
+
+
+def _tokenizer_run(config: DictConfig, identity: str | None) -> Path | None:
+    """The finished run of the image tokenizer with this identity, if it is where the configuration looks for it."""
+    named = [Path(config.tokens.tokenizer)] if config.tokens.tokenizer else []
+    for folder in (*named, *sorted(path.parent for path in Path(config.tokenizer.runs).glob(f"*/{METRICS}"))):
+        if (folder / METRICS).is_file() and finished_run(folder).get("identity_of_image_tokenizer") == identity:
+            return folder
+    return None
+
+
+def _check_alike(first: Judged, other: Judged) -> None:
+    """ValueError unless they differ in their tokenizers alone."""
+    pairs = [(run.decoder["made_from"], OmegaConf.to_container(run.config.data)) for run in (first, other)]
+    (made, data), (others_made, others_data) = pairs
+    differing = sorted(name for name in {*made, *others_made} - {"tokens"} if made.get(name) != others_made.get(name))
+    if data != others_data:
+        differing.append("data")
+    if differing:
+        raise ValueError(
+            f"{other.run} was not trained as {first.run}, {differing[0]} differs: their bits cannot be compared"
+        )
+
+
+def _numbers(one: Judged) -> dict[str, Any]:
+    own = {name: one.tokenizer.get(name) for name in OF_TOKENIZER}
+    return {"tokenizer": one.name, "run": str(one.run), **own, **{name: one.decoder[name] for name in OF_DECODER}}
+
+
+def _table(judged: Sequence[Judged]) -> Table:
+    table = Table("tokenizer", box=MARKDOWN)
+    columns = {**OF_TOKENIZER, **OF_DECODER}
+    for heading, _ in columns.values():
+        table.add_column(heading, justify="right")
+    for one in judged:
+        numbers = _numbers(one)
+        cells = (
+            LACKING if numbers[name] is None else form.format(numbers[name]) for name, (_, form) in columns.items()
+        )
+        table.add_row(one.name, *cells)
+    return table
+
+
+def _markdown(table: Table) -> str:
+    buffer = io.StringIO()
+    Console(file=buffer, width=1000, color_system=None).print(table)
+    return "\n".join(line.rstrip() for line in buffer.getvalue().strip().splitlines()) + "\n"
+
+
+def _page(judged: Sequence[Judged]) -> Image.Image:
+    """Each column: a heading, the reconstructions, the samples; what is missing stays white."""
+    font = ImageFont.load_default(FONT)
+    columns = []
+    for one in judged:
+        paths = (one.tokenizer_run / GRID if one.tokenizer_run else None, one.run / SAMPLES)
+        columns.append([_shrunk(path) if path is not None and path.is_file() else None for path in paths])
+    heights = [max((column[row].height for column in columns if column[row] is not None), default=0) for row in (0, 1)]
+    top = GAP + 2 * (FONT + 6)
+    sheet = Image.new("RGB", (len(judged) * (WIDTH + GAP) + GAP, top + sum(heights) + 2 * GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (one, pictures) in enumerate(zip(judged, columns, strict=True)):
+        x, y = GAP + number * (WIDTH + GAP), top
+        numbers = _numbers(one)
+        psnr = "" if numbers["psnr"] is None else f"{numbers['psnr']:.2f} dB, "
+        pen.text((x, GAP), one.name, fill="black", font=font)
+        pen.text((x, GAP + FONT + 4), f"{psnr}{numbers['bits_per_picture_train']:.1f} bits", fill="black", font=font)
+        for picture, height in zip(pictures, heights, strict=True):
+            if picture is not None:
+                sheet.paste(picture, (x, y))
+            y += height + GAP
+    return sheet
+
+
+def _shrunk(path: Path) -> Image.Image:
+    with Image.open(path) as picture:
+        return picture.convert("RGB").resize((WIDTH, round(picture.height * WIDTH / picture.width)))
