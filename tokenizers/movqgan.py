@@ -197,9 +197,10 @@ class MoVQGAN(CodebookTokenizer):
 
     def forward(self, pixels: Float[Tensor, "b 3 height width"]) -> Quantized:
         self.check_pixels(pixels)
-        # encoded frame by frame though all are equal: once would do, but round otherwise, and move a code now and then
-        clip = repeat(pixels, "b c h w -> b t c h w", t=self.config.temporal_downsample_factor)
-        return self.quantize(self._vectors(clip)[:, :, 0])
+        # its frames are equal, and one goes through space for all; the last bit may be rounded otherwise than of a clip
+        latents = self.encoder.in_space(pixels.to(self.quantize.embedding.weight.dtype).contiguous())
+        clip = repeat(latents, "b d h w -> b d t h w", t=self.config.temporal_downsample_factor)
+        return self.quantize(self._in_time(clip)[:, :, 0])
 
     def draw(self, codes: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 3 height width"]:
         clip = codes[:, :, None]
@@ -235,5 +236,7 @@ class MoVQGAN(CodebookTokenizer):
     def _vectors(self, clip: Float[Tensor, "b frames 3 height width"]) -> Float[Tensor, "b d t h w"]:
         """What is quantized."""
         frames = rearrange(clip.to(self.quantize.embedding.weight.dtype), "b t c h w -> (b t) c h w").contiguous()
-        latents = rearrange(self.encoder.in_space(frames), "(b t) d h w -> b d t h w", b=len(clip))
+        return self._in_time(rearrange(self.encoder.in_space(frames), "(b t) d h w -> b d t h w", b=len(clip)))
+
+    def _in_time(self, latents: Float[Tensor, "b d frames h w"]) -> Float[Tensor, "b d t h w"]:
         return self.quant_conv(self.encoder.in_time(latents))

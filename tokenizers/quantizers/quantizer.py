@@ -6,7 +6,7 @@ Dimensions: B batch, D dimension of a code, h w grid of codes, K codes, N vector
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
