@@ -65,7 +65,7 @@ FAULTS = [
     (["model.hiden_size=3"], "unknown key 'model.hiden_size': did you mean model.hidden_size?"),
     (["max_steps=3"], "did you mean tokenizer.trainer.max_steps or trainer.max_steps?"),
     (["languages=[en]"], "did you mean data.source.languages?"),
-    (["tokenizer.zzz=1"], "unknown key 'tokenizer.zzz': tokenizer holds name, "),
+    (["tokenizer.zzz=1"], "unknown key 'tokenizer.zzz': tokenizer holds network, "),
     (["seed.a=1"], "unknown key 'seed.a'"),
     (["trainer.max_steps=1e3"], "trainer.max_steps is a whole number, as in trainer.max_steps="),
     (["trainer.max_steps=many"], "trainer.max_steps is a whole number"),

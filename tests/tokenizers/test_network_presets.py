@@ -12,8 +12,8 @@ from omegaconf import DictConfig
 from torch import nn
 from transformers import ChameleonVQVAE, ChameleonVQVAEConfig, Emu3VQVAE, Emu3VQVAEConfig
 
-from omnigram.tokenizers.image import ImageTokenizer
 from omnigram.tokenizers import quantizers
+from omnigram.tokenizers.image import ImageTokenizer
 from omnigram.tokenizers.networks import KINDS, network_config
 from omnigram.tokenizers.quantizers import quantizer_config
 from omnigram.tokenizers.vqgan import VQGAN, VQGANConfig
@@ -179,6 +179,15 @@ def table(heading: str) -> dict[str, list[str]]:
     rows = re.findall(r"^\| (.*) \|$", PAGE.partition(f"## {heading}\n")[2].partition("\n## ")[0], re.MULTILINE)
     cells = [row.split(" | ") for row in rows[2:]]
     return {first.strip("`"): rest for first, *rest in cells}
+
+
+def test_its_commands_are_understood():
+    [block] = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+    for line in block.splitlines():
+        command, _, *settings = line.split()
+        assert command == "omnigram"
+        tokenizer = on_meta(*(word for word in settings if not word.startswith("--")))
+        assert tokenizer.codebook_size > 0
 
 
 @pytest.mark.parametrize(("heading", "kinds"), [("Networks", KINDS), ("Quantizers", quantizers.KINDS)])
