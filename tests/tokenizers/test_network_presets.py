@@ -181,6 +181,15 @@ def table(heading: str) -> dict[str, list[str]]:
     return {first.strip("`"): rest for first, *rest in cells}
 
 
+def test_its_commands_are_understood():
+    [block] = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+    for line in block.splitlines():
+        command, _, *settings = line.split()
+        assert command == "omnigram"
+        tokenizer = on_meta(*(word for word in settings if not word.startswith("--")))
+        assert tokenizer.codebook_size > 0
+
+
 @pytest.mark.parametrize(("heading", "kinds"), [("Networks", KINDS), ("Quantizers", quantizers.KINDS)])
 def test_the_page_names_every_kind_with_its_settings(heading: str, kinds: dict[str, Any]):
     rows = table(heading)
