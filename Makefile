@@ -49,7 +49,7 @@ sweep: $(INSTALLED) ## pre-train model=nano,micro,small, then one table and one 
 notebook: $(INSTALLED) | $(EXPORT) ## open notebooks/generate.ipynb in Jupyter
 	$(VENV)/bin/jupyter lab $(ARGS) notebooks/generate.ipynb
 
-evaluate: $(INSTALLED) ## measure a finished run again, ARGS="evaluate.run=runs/tokenizer/latest"
+evaluate: $(INSTALLED) ## measure a finished run, or any image tokenizer, ARGS="evaluate.run=runs/tokenizer/latest"
 	$(OMNIGRAM) evaluate $(ARGS)
 
 # each process takes about a gigabyte

@@ -203,9 +203,8 @@ def test_mistakes_are_one_line(
     overrides: list[str], message: str, asked: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Omnigram.from_pretrained("model").image_tokenizer.save_pretrained("alone")
-    shape = {"resolution": 16, "base_channels": 32, "channel_multiplier": (1, 1), "num_res_blocks": 1}
-    codes = {"codebook_size": 16, "embed_dim": 4, "latent_channels": 4}
-    VQGAN(VQGANConfig(**shape, **codes, decoder=False)).save_pretrained("blind")
+    small = VQGANConfig(4, 16, 4, 16, base_channels=32, channel_multiplier=(1, 1), num_res_blocks=1, decoder=False)
+    VQGAN(small).save_pretrained("blind")
     capsys.readouterr()
     assert evaluate(*overrides) == 2
     shown = capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,13 +26,13 @@ def words_apart(texts: Sequence[str]) -> torch.Tensor:
 
 def test_samples_that_are_training_pictures_are_as_near_as_those() -> None:
     learnt, heldout = [p.codes for p in EVERY[:10]], [p.codes for p in EVERY[10:]]
-    numbers = sample_distances(palette(), pixels_16, learnt, learnt, heldout, 4)
+    numbers: dict[str, Any] = sample_distances(palette(), pixels_16, learnt, learnt, heldout, 4)
     assert numbers["kid_efficientnet_samples"] == numbers["kid_efficientnet_train"]
-    assert numbers["kid_efficientnet_samples_error"] > 0  # pyright: ignore[reportOptionalOperand]
+    assert numbers["kid_efficientnet_samples_error"] > 0
     assert numbers["kid_efficientnet_pictures"] == 6
     noise = [np.zeros((2, 2), np.int64) for _ in learnt]
-    worse = sample_distances(palette(), pixels_16, noise, learnt, heldout, 4)
-    assert worse["kid_efficientnet_samples"] > worse["kid_efficientnet_train"]  # pyright: ignore[reportOptionalOperand]
+    worse: dict[str, Any] = sample_distances(palette(), pixels_16, noise, learnt, heldout, 4)
+    assert worse["kid_efficientnet_samples"] > worse["kid_efficientnet_train"]
 
 
 def test_without_features_or_pictures_there_is_no_distance() -> None:
@@ -77,13 +78,13 @@ def test_the_map_is_the_ridge_that_leaves_one_out_best() -> None:
 def test_pictures_of_their_words_score_higher_than_of_others() -> None:
     asked = {"train": EVERY[:4], "heldout_style": [EVERY[5]]}
     drawn = {name: [p.codes for p in pictures] for name, pictures in asked.items()}
-    numbers = caption_scores(words_apart, pixels_16, palette(), EVERY, asked, drawn, 4)
+    numbers: dict[str, Any] = caption_scores(words_apart, pixels_16, palette(), EVERY, asked, drawn, 4)
     assert numbers["caption_score_train"] == numbers["caption_score_train_true"]
-    assert numbers["caption_score_train"] > numbers["caption_score_train_shuffled"]  # pyright: ignore[reportOptionalOperand]
+    assert numbers["caption_score_train"] > numbers["caption_score_train_shuffled"]
     assert numbers["caption_score_heldout_style"] is None, "one picture has no other's words"
     wrong = {**drawn, "train": drawn["train"][::-1]}
-    worse = caption_scores(words_apart, pixels_16, palette(), EVERY, asked, wrong, 4)
-    assert worse["caption_score_train"] < numbers["caption_score_train"]  # pyright: ignore[reportOptionalOperand]
+    worse: dict[str, Any] = caption_scores(words_apart, pixels_16, palette(), EVERY, asked, wrong, 4)
+    assert worse["caption_score_train"] < numbers["caption_score_train"]
 
 
 def test_what_is_asked_for_is_not_fitted_on() -> None:
