@@ -173,7 +173,9 @@ def check_done(launched: Sequence[Launched]) -> None:
         first, *others = failed
         more = f", and {len(others)} more" if others else ""
         what = f"{len(failed)} of {len(launched)} jobs failed" if len(launched) > 1 else "the job failed"
-        raise ValueError(f"{what}: {first.name}{more}: {first.fault or last_line(first.log) or first.state} (see {first.log})")
+        raise ValueError(
+            f"{what}: {first.name}{more}: {first.fault or last_line(first.log) or first.state} (see {first.log})"
+        )
 
 
 def last_line(log: Path) -> str:

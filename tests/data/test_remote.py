@@ -225,10 +225,14 @@ def test_an_address_with_a_password_is_let_in_and_tells_it_to_its_host_alone(ser
             everything(f"http://{wrong}/a.bin?sig=secret")
 
 
-@pytest.mark.parametrize("wrong", ["me:secret/x@{host}/a", "me:secret@{host}x/a", "{host}/a b?sig=secret", "[x/a?secret"])
+@pytest.mark.parametrize(
+    "wrong", ["me:secret/x@{host}/a", "me:secret@{host}x/a", "{host}/a b?sig=secret", "[x/a?secret"]
+)
 def test_a_web_address_that_is_written_wrongly_is_told_without_its_secret(server: Faulty, wrong: str) -> None:
     wrong = wrong.format(host=server.base.removeprefix("http://"))
-    with pytest.raises(AddressError, match=r"^http://\S+( b)? cannot be read: it is written wrongly; a space is") as caught:
+    with pytest.raises(
+        AddressError, match=r"^http://\S+( b)? cannot be read: it is written wrongly; a space is"
+    ) as caught:
         everything(f"http://{wrong}")
     assert "secret" not in str(caught.value)
     assert not server.requests

@@ -12,8 +12,8 @@ from made_tokens import captioned, token_folder
 
 from omnigram.data import tokens
 from omnigram.data.record import TOKENS, VOCABULARY, read_record
-from omnigram.data.token_shard import TokenShard
 from omnigram.data.shards import ShardError
+from omnigram.data.token_shard import TokenShard
 from omnigram.data.tokens import TokenDataset
 
 

@@ -103,7 +103,9 @@ def test_a_rank_that_fails_ends_the_others() -> None:
 
 
 def test_each_job_has_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    def seen(gpus: int, at_a_time: int, script: str = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])") -> list[str]:
+    def seen(
+        gpus: int, at_a_time: int, script: str = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    ) -> list[str]:
         settings = [f"launcher.gpus_per_node={gpus}", f"launcher.array_parallelism={at_a_time}"]
         return launch([f"import time; time.sleep(1); {script}"] * 2, *settings)
 
@@ -117,7 +119,9 @@ def test_each_job_has_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen(0, 2) == ["4,5,6,9"] * 2
 
 
-@pytest.mark.parametrize(("named", "there"), [(None, "0"), ("", "0 in CUDA_VISIBLE_DEVICES="), ("4,5,6", "3 in .*=4,5,6")])
+@pytest.mark.parametrize(
+    ("named", "there"), [(None, "0"), ("", "0 in CUDA_VISIBLE_DEVICES="), ("4,5,6", "3 in .*=4,5,6")]
+)
 def test_gpus_that_are_not_there_are_asked_for_in_vain(
     named: str | None, there: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +129,9 @@ def test_gpus_that_are_not_there_are_asked_for_in_vain(
     monkeypatch.setattr("torch.cuda.device_count", lambda: len(named.split(",")) if named else 0)
     if named is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
-    asked = r"^launcher\.gpus_per_node=2 for 2 jobs at a time \(launcher\.array_parallelism\) needs 4 GPUs, and there are "
+    asked = (
+        r"^launcher\.gpus_per_node=2 for 2 jobs at a time \(launcher\.array_parallelism\) needs 4 GPUs, and there are "
+    )
     with pytest.raises(ValueError, match=rf"{asked}{there}: lower one of the two$"):
         launch(["print('runs/a')"] * 2, "launcher.gpus_per_node=2", "launcher.array_parallelism=2")
     assert not Path("runs").exists()

@@ -99,7 +99,9 @@ def test_curves_that_end_anywhere_are_read_up_to_there(tmp_path: Path) -> None:
     assert read_curves(again.path) == whole[:4]
 
 
-@pytest.mark.parametrize("row", ["60,train/loss,", "60,train/loss", "6x,train/loss,1", "60,train/loss,1.2e-", "\0\0", ""])
+@pytest.mark.parametrize(
+    "row", ["60,train/loss,", "60,train/loss", "6x,train/loss,1", "60,train/loss,1.2e-", "\0\0", ""]
+)
 def test_a_row_that_is_none_is_named_with_its_file(row: str, tmp_path: Path) -> None:
     (tmp_path / "curves.csv").write_text(f"step,name,value\n59,train/loss,1.5\n{row}\n61,train/loss,1.5\n")
     with pytest.raises(ValueError, match=r"/curves\.csv is damaged: '.*' is no row step,name,value: remove it$"):

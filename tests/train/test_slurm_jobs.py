@@ -31,7 +31,7 @@ echo "$told"
 case "$told" in *COMPLETED*)
     echo >> hidden
     for file in runs/jobs/*/*_result.pkl; do [ -e "$file" ] && mv "$file" "$file.late"; done
-    if [ "$(wc -l < hidden)" -ge {shown} ]; then for file in runs/jobs/*/*.late; do mv "$file" "${{file%.late}}"; done; fi
+    [ "$(wc -l < hidden)" -lt {shown} ] || for file in runs/jobs/*/*.late; do mv "$file" "${{file%.late}}"; done
 esac
 exit 0
 """
@@ -175,7 +175,9 @@ def test_a_result_that_is_seen_late_or_never(slurm: Path, shown: int) -> None:
     if shown == 6:
         assert launch([MADE] * 2) == ["runs/made-0", "runs/made-1"]
     else:
-        wanted = r"^2 of 2 jobs failed: .* Slurm says that it is completed, but its result /.*100_0_0_result\.pkl cannot be"
+        wanted = (
+            r"^2 of 2 jobs failed: .* Slurm says that it is completed, but its result /.*100_0_0_result\.pkl cannot be"
+        )
         with pytest.raises(ValueError, match=wanted + r" read \(see /.*100_0_0_log\.out\)$") as told:
             launch([MADE] * 2)
         assert "\n" not in str(told.value)
