@@ -12,6 +12,7 @@ import importlib.util
 import io
 import os
 import random
+import re
 import signal
 import socket
 import ssl
@@ -23,13 +24,20 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 LONGEST_PAUSE = 60.0  # seconds between two attempts
 LONGEST_WAIT = 600.0  # seconds that a server may ask to wait
 BUFFER = 1 << 20  # bytes
 _PASSING_STATUS = (408, 425, 429)  # and every 5xx but 501
 _EXTRAS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}  # protocol -> package of the extra `cloud`
+
+
+_WEB = ("http", "https")
+# who is let in, at the start of what follows http://, also with a password in which / is not written as %2F
+_WEB_USER = re.compile(r"[^/?#]*@|[^/?#:@\[]*:(?!\d*(?:[/?#]|$)).*@", re.DOTALL)
+_USER = re.compile(r"[^/:@]*:[^/]*@")
+_SHARD = re.compile(r"[\w.-]+\.(?:tar|tgz)\b[\w.]*")
 
 
 class AddressError(OSError):
@@ -62,11 +70,23 @@ class Network:
 
 
 def shown(address: str) -> str:
-    """An address as messages name it: without the signature or password that a link may carry."""
-    if not address.startswith(("http://", "https://")):
-        return address
-    parts = urlsplit(address)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    """An address as messages name it: without the signature or password that it may carry.
+
+    Of a command it is the program, and the names of shards, by which one tells it from others.
+    """
+    if address.startswith("pipe:"):
+        program, _, rest = address.removeprefix("pipe:").strip().partition(" ")
+        words = [program if re.fullmatch(r"[\w./-]+", program) else "", *_SHARD.findall(rest)]
+        return f"pipe:{' … '.join(words)}{'' if len(words) > 1 or not rest else ' …'}"
+    return "::".join(map(_without_secrets, re.split(r"::(?=\w[\w+.-]*://)", address)))  # as fsspec chains them
+
+
+def _without_secrets(address: str) -> str:
+    scheme, mark, rest = address.partition("://")
+    web = scheme.lower() in _WEB
+    user = (_WEB_USER if web else _USER).match(rest) if mark else None
+    rest = rest[user.end() :] if user else rest
+    return scheme + mark + (re.split("[?#]", rest)[0] if web else rest)
 
 
 class _Connection(Protocol):
@@ -208,6 +228,8 @@ def _reason(error: Exception) -> str:
         return "no answer in time"
     if isinstance(error, http.client.IncompleteRead):
         return "the connection ended early"
+    if isinstance(error, http.client.InvalidURL):  # its own words hold what may be a password
+        return "it is written wrongly; a space is %20, and / ? # @ of a password are %2F %3F %23 %40"
     words = getattr(error, "strerror", None) or " ".join(str(error).split())
     return str(words) or type(error).__name__
 
@@ -234,7 +256,7 @@ def _connector(address: str, timeout: float) -> _Connector:
     scheme = address.partition(":")[0]
     if scheme == "pipe":
         return lambda place, tag: (_Command(address), 0)
-    if scheme in ("http", "https"):
+    if scheme in _WEB:
         return lambda place, tag: _web(address, place, tag, timeout)
     return lambda place, tag: (_Filed(address, place), place)
 
@@ -258,7 +280,8 @@ def _web(address: str, place: int, tag: str | None, timeout: float) -> tuple[_We
         headers["Range"] = f"bytes={place}-"
         if tag is not None and not tag.startswith("W/"):  # else the whole is sent, and its tag tells that it changed
             headers["If-Range"] = tag
-    answer = urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=timeout)
+    opener, address = _authorised(address)
+    answer = opener.open(urllib.request.Request(address, headers=headers), timeout=timeout)
     try:
         found = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
         if answer.status == 206:
@@ -271,6 +294,23 @@ def _web(address: str, place: int, tag: str | None, timeout: float) -> tuple[_We
     except BaseException:
         answer.close()
         raise
+
+
+def _authorised(address: str) -> tuple[urllib.request.OpenerDirector, str]:
+    """What opens an address, and the address without the name and password, which go to its host alone."""
+    try:
+        parts = urlsplit(address)
+        _ = parts.port  # ValueError where it is none
+    except ValueError:
+        raise http.client.InvalidURL from None
+    user, _, host = parts.netloc.rpartition("@")
+    if not user:
+        return urllib.request.build_opener(), address
+    name, _, password = user.partition(":")
+    known = urllib.request.HTTPPasswordMgrWithPriorAuth()
+    known.add_password(None, f"{parts.scheme}://{host}/", unquote(name), unquote(password), is_authenticated=True)
+    opener = urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(known))
+    return opener, urlunsplit(parts._replace(netloc=host))
 
 
 class _Filed:
@@ -318,7 +358,7 @@ class _Command:
         assert self._process.stdout is not None
         data = self._process.stdout.read1(most)  # type: ignore[attr-defined]
         if not data and (code := self._process.wait()):
-            raise AddressError(f"{self._address} cannot be read: its command ended with exit code {code}")
+            raise AddressError(f"{shown(self._address)} cannot be read: its command ended with exit code {code}")
         return data
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import OmegaConf
 
+from ..data.addresses import name_of
 from ..data.artefact import atomic_write
 from .curves import CURVES, read_curves
 from .incidents import INCIDENTS, Incident, read_incidents
@@ -50,6 +51,20 @@ class Recorded:
     def step(self) -> int:
         """The last one that a curve has."""
         return int(max((steps[-1] for steps, _ in self.curves.values()), default=0))
+
+    @property
+    def shown_config(self) -> str:
+        """The configuration with addresses as messages name them, for a page that is sent to others."""
+
+        def clean(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: clean(inner) for name, inner in value.items()}
+            if isinstance(value, list):
+                return [clean(inner) for inner in value]
+            return name_of(value) if isinstance(value, str) else value
+
+        config = OmegaConf.to_container(OmegaConf.create(self.config or "{}"))
+        return OmegaConf.to_yaml(OmegaConf.create(clean(config))) if self.config else ""
 
     @property
     def max_steps(self) -> int | None:

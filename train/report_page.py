@@ -91,9 +91,9 @@ def page(run: "Recorded", charts: Sequence[str], pictures: Sequence[Shown]) -> s
         parts.append(f"<h2>Made by</h2>{_table(_flat(provenance))}")
     if inputs := {name: value for name, value in run.record.get("made_from", {}).items() if isinstance(value, str)}:
         parts.append(f"<h2>Made from</h2>{_table(inputs.items())}")
-    if run.config:
+    if config := run.shown_config:
         parts.append(
-            f"<h2>Configuration</h2><details><summary>config.yaml</summary><pre>{escape(run.config)}</pre></details>"
+            f"<h2>Configuration</h2><details><summary>config.yaml</summary><pre>{escape(config)}</pre></details>"
         )
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -153,7 +153,7 @@ def _read(url: str, network: Network | None) -> Iterator[Found]:
     except AddressError:
         raise
     except OSError as error:
-        raise ShardError(f"the shard {url} cannot be read: {error.strerror or error}") from None
+        raise ShardError(f"the shard {name_of(url)} cannot be read: {error.strerror or error}") from None
 
 
 def _json_object(data: bytes | None) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A web server for tests that drops, stalls, cuts, corrupts and refuses, as it is told for each request."""
 
+import base64
 import http.server
 import re
 import threading
@@ -22,6 +23,8 @@ class Faulty:
         self.folder, self.faults, self.ranges, self.tags, self.lengths = folder, list[Any](), True, True, True
         self.requests: list[str] = []  # path, and from which byte on
         self.sent = 0  # bytes of bodies
+        self.user: str | None = None  # name:password of those who are let in; None for all
+        self.credentials: list[str | None] = []  # as they came with each request
         self.base = ""
 
     def stall(self) -> None:
@@ -37,6 +40,13 @@ def _handler(faulty: Faulty) -> type[http.server.BaseHTTPRequestHandler]:
             wanted = self.headers.get("Range", "")
             start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and faulty.ranges else 0
             faulty.requests.append(f"{self.path} {wanted}".strip())
+            given = self.headers.get("Authorization")
+            faulty.credentials.append(given)
+            if faulty.user is not None and given != f"Basic {base64.b64encode(faulty.user.encode()).decode()}":
+                self.send_response(401)
+                self.send_header("WWW-Authenticate", 'Basic realm="here"')
+                self.end_headers()
+                return
             fault = faulty.faults.pop(0) if faulty.faults else None
             path = faulty.folder / self.path.partition("?")[0].lstrip("/")
             if fault == "shut":

@@ -195,6 +195,52 @@ def test_addresses(tmp_path: Path) -> None:
 def test_messages_keep_secrets() -> None:
     assert remote.shown("https://me:password@host:8/a/b.tar?X-Signature=1#f") == "https://host:8/a/b.tar"
     assert remote.shown("s3://bucket/a?b") == "s3://bucket/a?b"
+    assert remote.shown("hf://datasets/a/b@v1:2/c") == "hf://datasets/a/b@v1:2/c"
+    assert remote.shown("http://[::1]:80/a@b/c?d") == "http://[::1]:80/a@b/c"
+    assert remote.shown("ftp://me:password@host/a") == "ftp://host/a"
+    assert remote.shown("zip://a.bin::https://me:password@host/b?X-Signature=1") == "zip://a.bin::https://host/b"
+    for raw in ("pass/word", "pass?word", "pass#wo@rd"):  # which are written wrongly, and refused
+        assert remote.shown(f"https://me:{raw}@host/a") == "https://host/a"
+    assert remote.shown("pipe:zcat") == "pipe:zcat"
+    assert remote.shown("pipe:TOKEN=secret curl https://host/a") == "pipe: …"
+    web = "https://me:password@host/cc-00.tar.gz?X-Signature=1"
+    told = remote.shown(f"pipe:curl -u me:word -H 'Authorization: Bearer ab/cd==' '{web}' | gunzip")
+    assert told == "pipe:curl … cc-00.tar.gz"
+
+
+def test_an_address_with_a_password_is_let_in_and_tells_it_to_its_host_alone(server: Faulty) -> None:
+    host = server.base.removeprefix("http://")
+    with served(server.folder) as other:
+        server.user = "mé:p@ss/w:rd"
+        moved = {"Location": f"{other.base}/a.bin"}
+        server.faults = [503, ("drop", 2_000_000)]
+        with told("503", "ended after") as said:
+            assert everything(f"http://m%C3%A9:p%40ss%2Fw:rd@{host}/a.bin?sig=secret") == CONTENT
+        server.faults = [(302, moved)]
+        assert everything(f"http://m%C3%A9:p%40ss%2Fw:rd@{host}/a.bin") == CONTENT
+    assert not [line for line in said if "rd" in line or "secret" in line]
+    assert other.credentials == [None]
+    for wrong in (f"me:secret@{host}", f"me@{host}", host):
+        with pytest.raises(AddressError, match=rf"^http://{host}/a\.bin cannot be read: 401 Unauthorized$"):
+            everything(f"http://{wrong}/a.bin?sig=secret")
+
+
+@pytest.mark.parametrize(
+    "wrong", ["me:secret/x@{host}/a", "me:secret@{host}x/a", "{host}/a b?sig=secret", "[x/a?secret"]
+)
+def test_a_web_address_that_is_written_wrongly_is_told_without_its_secret(server: Faulty, wrong: str) -> None:
+    wrong = wrong.format(host=server.base.removeprefix("http://"))
+    with pytest.raises(
+        AddressError, match=r"^http://\S+( b)? cannot be read: it is written wrongly; a space is"
+    ) as caught:
+        everything(f"http://{wrong}")
+    assert "secret" not in str(caught.value)
+    assert not server.requests
+
+
+def test_a_command_that_fails_keeps_its_secrets() -> None:
+    with pytest.raises(AddressError, match=r"^pipe:exit … a\.tar cannot be read: its command ended with exit code 7$"):
+        everything("pipe:exit 7; curl -H 'Authorization: secret' a.tar")
 
 
 def test_a_stream_that_is_not_read_to_its_end_is_closed(server: Faulty) -> None:

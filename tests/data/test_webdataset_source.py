@@ -111,7 +111,7 @@ def test_a_file_that_is_no_tar_and_a_command_that_fails_are_named(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"<html>not found</html>" * 100)
     with pytest.raises(ValueError, match=r"a\.tar: shard is no tar file or damaged at its beginning: .* 1 of 1 shards"):
         list(WebDatasetSource(str(tmp_path / "a.tar")))
-    with pytest.raises(AddressError, match=r"^pipe:exit 3 cannot be read: its command ended with exit code 3$"):
+    with pytest.raises(AddressError, match=r"^pipe:exit … cannot be read: its command ended with exit code 3$"):
         list(WebDatasetSource("pipe:exit 3"))
     tar_of(tmp_path / "b.tar", captioned(0))
     with pytest.raises(AddressError, match="ended with exit code 4"):

@@ -134,6 +134,21 @@ def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
     assert 'name="viewport"' in text
 
 
+def test_the_page_holds_no_secret_of_an_address(tmp_path: Path) -> None:
+    """It is sent to others; config.yaml stays whole."""
+    run = make_run(tmp_path / "run", METRICS)
+    config = run / "config.yaml"
+    config.write_text(
+        "mixture:\n  web: {tokens: 'https://me:secret@host/tokens?X-Signature=secret', weight: 1}\n"
+        "data: {source: {urls: ['pipe:curl -H \"Authorization: secret\" https://host/a.tar', 'b-{000..009}.tar']}}\n"
+    )
+    text = write_report(run).read_text()
+    assert "secret" not in text
+    for kept in ("tokens: https://host/tokens", "weight: 1", "pipe:curl … a.tar", "b-{000..009}.tar"):
+        assert kept in Page(text).text
+    assert config.read_text().count("secret") == 3
+
+
 def test_a_run_that_is_not_finished_tells_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path / "run")
     assert main(["report", str(run)]) == 0

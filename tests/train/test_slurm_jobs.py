@@ -31,9 +31,7 @@ echo "$told"
 case "$told" in *COMPLETED*)
     echo >> hidden
     for file in runs/jobs/*/*_result.pkl; do [ -e "$file" ] && mv "$file" "$file.late"; done
-    if [ "$(wc -l < hidden)" -ge {shown} ]; then
-        for file in runs/jobs/*/*.late; do mv "$file" "${{file%.late}}"; done
-    fi
+    [ "$(wc -l < hidden)" -lt {shown} ] || for file in runs/jobs/*/*.late; do mv "$file" "${{file%.late}}"; done
 esac
 exit 0
 """
