@@ -1,7 +1,7 @@
 """Changes to a trained codebook: codes taken out, put together, renumbered or revived, and what they look like.
 
-Every change but revival is a `Renumbering`, which says of each old code what it became. Encoder and decoder stay as they
-are, so what a code decodes to stays too.
+Every change but revival is a `Renumbering`, which says of each old code what it became. Encoder and decoder stay as
+they are, so what a code decodes to stays too.
 
 Dimensions: K codes before, N after, F features of a code, D dimension of a vector, h w grid of codes.
 """

@@ -185,9 +185,10 @@ def _renumbering(opened: "CodebookFolder", options: argparse.Namespace) -> "Renu
     features = surgery.patch_features(surgery.code_patches(tokenizer))
     counts = _counts(opened, options)
     assert counts is not None
-    if options.share is not None:
-        options.closer_than = surgery.distance_of_share(features, counts, options.share)
-    return surgery.merging(features, counts, options.closer_than)
+    closer_than = options.closer_than
+    if closer_than is None:
+        closer_than = surgery.distance_of_share(features, counts, options.share)
+    return surgery.merging(features, counts, closer_than)
 
 
 def _data(opened: "CodebookFolder", options: argparse.Namespace) -> Path:

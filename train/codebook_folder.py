@@ -1,4 +1,4 @@
-"""A folder with a codebook in it: a run of `omnigram tokenizer`, a bare image tokenizer, or an export; read and written.
+"""A folder with a codebook in it, read and written: a run of `omnigram tokenizer`, an image tokenizer, an export.
 
     run       text.model and image/; with config.yaml and metrics.json it can be measured by `omnigram evaluate`
     bare      config.json and model.safetensors, as `save_pretrained` writes it
@@ -25,6 +25,7 @@ from ..tokenizers.codebook_surgery import Renumbering
 from ..tokenizers.pixel_tokenizer import CONFIG, PixelTokenizer, load_image_tokenizer
 from ..tokenizers.published_text import TEXT_MODEL, PublishedText
 from .runs import METRICS, finished_run
+from .runs import RECORD as RUN_RECORD
 
 RECORD = "codebook.json"
 RESOLUTION = 64  # pixels, where a folder does not say
@@ -50,7 +51,7 @@ class CodebookFolder(ABC):
     @abstractmethod
     def _save(self, tokenizer: PixelTokenizer, renumbering: Renumbering | None, out: Path) -> None: ...
 
-    def check(self, resizes: bool) -> None:
+    def check(self, resizes: bool) -> None:  # noqa: B027 - with most nothing goes
         """ValueError if what goes with the codes cannot follow; `resizes`: their number changes."""
 
     def save(
@@ -105,8 +106,10 @@ class Run(CodebookFolder):
         OmegaConf.save(self.config, out / "config.yaml")
         made_from = {"dataset": before.get("made_from", {}).get("dataset"), "image_tokenizer": tokenizer.identity}
         kept = {name: before[name] for name in ("text_vocabulary", "seed") if name in before}
-        made = {**kept, "identity": identity(made_from), "made_from": made_from, "provenance": provenance()}
-        atomic_write_json(out / METRICS, made)  # `omnigram evaluate` adds the numbers
+        record = {"identity": identity(made_from), "made_from": made_from, "provenance": provenance()}
+        atomic_write_json(out / RUN_RECORD, record)
+        # `omnigram evaluate` adds the numbers
+        atomic_write_json(out / METRICS, {**kept, "identity_of_image_tokenizer": tokenizer.identity, **record})
 
 
 class Bare(CodebookFolder):
@@ -158,7 +161,7 @@ class Export(CodebookFolder):
 
 
 def open_codebook(folder: Path | str) -> CodebookFolder:
-    """FileNotFoundError or ValueError, in one line, for a folder that is none of the three, or has no image tokenizer."""
+    """FileNotFoundError or ValueError for a folder that is none of the three, or has no image tokenizer."""
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder: name a tokenizer run, an image tokenizer or an export")

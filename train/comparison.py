@@ -1,10 +1,10 @@
 """Image tokenizers side by side, by decoders that were trained alike on their codes: one table and one page.
 
-comparison.md, comparison.json    a row a tokenizer: what its own run says of it, and what the decoder achieved
-comparison.png                    a column a tokenizer: its reconstructions of unseen pictures, and the decoder's samples
+comparison.md, comparison.json    a column a tokenizer: what its own run says of it, and what the decoder achieved
+comparison.png                    a column a tokenizer: its reconstructions of unseen pictures, the decoder's samples
 
-Bits are of whole pictures, so that tokenizers with other numbers of codes can be compared. They are bits of the codes: a
-tokenizer that keeps less of a picture has less to say, so read them beside the PSNR.
+Bits are of whole pictures, so that tokenizers with other numbers of codes can be compared. They are bits of the codes:
+a tokenizer that keeps less of a picture has less to say, so read them beside the PSNR.
 """
 
 import io
@@ -28,22 +28,23 @@ from .tokenizer import GRID
 
 TABLE, NUMBERS, PAGE = "comparison.md", "comparison.json", "comparison.png"
 WIDTH, GAP, FONT = 720, 16, 22  # pixels: of a column of the page, between its parts, of its heading
-# metrics.json of the tokenizer, and of the decoder -> heading of the table, form of a cell
+# metrics.json of the tokenizer, and of the decoder -> words and form of a row
 OF_TOKENIZER: dict[str, tuple[str, str]] = {
-    "psnr": ("PSNR, dB", "{:.2f}"),
+    "psnr": ("PSNR of unseen pictures, dB", "{:.2f}"),
     "codebook_usage": ("codes used", "{:.0%}"),
 }
 OF_DECODER: dict[str, tuple[str, str]] = {
     "codes_per_picture": ("codes a picture", "{:.0f}"),
-    "bits_per_picture_train": ("bits a training picture", "{:.1f}"),
-    "bits_per_picture_train_shuffled_captions": ("after another's caption", "{:.1f}"),
-    "bits_per_picture": ("bits a held-out picture", "{:.1f}"),
-    "bits_per_picture_shuffled_captions": ("after another's caption", "{:.1f}"),
-    "bits_first_code_train": ("bits of its first code, training", "{:.2f}"),
-    "bits_first_code": ("held-out", "{:.2f}"),
-    "own_caption_wins_train": ("own caption cheaper, training", "{:.0%}"),
-    "retrieval_top1_train": ("nearest shows what was asked", "{:.1%}"),
     "train_documents": ("documents seen", "{:,.0f}"),
+    "bits_per_picture_train": ("bits a training picture", "{:.1f}"),
+    "bits_per_picture_train_shuffled_captions": ("... after another's caption", "{:.1f}"),
+    "own_caption_wins_train": ("... cheaper after its own", "{:.0%}"),
+    "bits_first_code_train": ("... its first code", "{:.2f}"),
+    "bits_per_picture": ("bits a held-out picture", "{:.1f}"),
+    "bits_per_picture_shuffled_captions": ("... after another's caption", "{:.1f}"),
+    "own_caption_wins": ("... cheaper after its own", "{:.0%}"),
+    "bits_first_code": ("... its first code", "{:.2f}"),
+    "retrieval_top1_train": ("nearest picture shows what was asked", "{:.1%}"),
 }
 LACKING = "-"
 
@@ -124,16 +125,14 @@ def _numbers(one: Judged) -> dict[str, Any]:
 
 
 def _table(judged: Sequence[Judged]) -> Table:
-    table = Table("tokenizer", box=MARKDOWN)
-    columns = {**OF_TOKENIZER, **OF_DECODER}
-    for heading, _ in columns.values():
-        table.add_column(heading, justify="right")
+    """A row a number, so that it fits a terminal."""
+    table = Table("", box=MARKDOWN)
     for one in judged:
-        numbers = _numbers(one)
-        cells = (
-            LACKING if numbers[name] is None else form.format(numbers[name]) for name, (_, form) in columns.items()
-        )
-        table.add_row(one.name, *cells)
+        table.add_column(one.name, justify="right", overflow="fold")
+    every = [_numbers(one) for one in judged]
+    for name, (words, form) in {**OF_TOKENIZER, **OF_DECODER}.items():
+        values = [numbers[name] for numbers in every]
+        table.add_row(words, *(LACKING if value is None else form.format(value) for value in values))
     return table
 
 

@@ -1,4 +1,4 @@
-"""`omnigram through-decoder` and `compare`: image tokenizers judged by decoders that are trained alike on their codes."""
+"""`omnigram through-decoder` and `compare`: image tokenizers judged by decoders trained alike on their codes."""
 
 import argparse
 from collections.abc import Callable, Sequence

@@ -50,7 +50,7 @@ def counts_of(tokens: Path) -> Counter[int]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with pictures, tokens of two tokenizers, an export, a run and bare tokenizers, two of whose codes are dead."""
+    """Pictures, tokens of two tokenizers, an export, a run and bare tokenizers; two of the codes are dead."""
     folder = tmp_path_factory.mktemp("codebooks")
     tokens = world(folder / "pictures")  # of another image tokenizer
     tokens.rename(folder / "foreign-tokens")
@@ -77,7 +77,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     image.save_pretrained(run / "image")
     model.text_tokenizer.save(run / "text.model")
     (run / "config.yaml").write_text(
-        "data: {folder: pictures}\ntokenizer: {pictures: {resolution: 16, max_ratio: 1.0}, quantizer: {codebook_size: 16}}"
+        "data: {folder: pictures}\n"
+        "tokenizer: {pictures: {resolution: 16, max_ratio: 1.0}, quantizer: {codebook_size: 16}}\n"
     )
     identity = read_record(folder / "pictures", DOCUMENTS)["identity"]
     atomic_write_json(run / "metrics.json", {"psnr": 1.0, "seed": 5, "made_from": {"dataset": identity}})
