@@ -19,7 +19,9 @@ PATCH, CODES = 4, 16
 class Greys(PixelTokenizer):
     """Each code is a patch of one grey."""
 
-    kind, patch, codebook_size = "greys", PATCH, CODES  # pyright: ignore[reportAssignmentType]
+    kind = "greys"
+    patch = PATCH  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    codebook_size = CODES  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
     def __init__(self) -> None:
         super().__init__()
