@@ -60,13 +60,13 @@ class PixelTokenizer(nn.Module, ABC):
     def codebook_size(self) -> int: ...
 
     @property
-    @abstractmethod
     def vector_quantizer(self) -> VectorQuantizer:
-        """The module that vectors pass, all of a batch at once, and that makes codes of them."""
+        """The module that vectors pass, all of a batch at once, and that makes codes of them. ValueError without one."""
+        raise ValueError(f"an image tokenizer of kind {self.kind!r} has no codebook that could be changed")
 
-    @abstractmethod
     def _take(self, quantizer: Any) -> None:
         """Have this one in the place of `vector_quantizer`, in the settings too."""
+        raise NotImplementedError
 
     def with_codes(self, codes: Int[Tensor, " n"]) -> Self:
         """The same tokenizer with these of its codes alone, in this order: code i is what `codes[i]` was.

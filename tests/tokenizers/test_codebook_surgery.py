@@ -75,9 +75,9 @@ def made(name: str) -> PixelTokenizer:
     if isinstance(published, MoVQGAN):  # whose random weights make all vectors nearly the same
         with torch.no_grad():
             weights = dict(published.quant_conv.named_parameters())
-            weights["conv.bias"] -= found.mean(0)
+            weights["conv.bias"].sub_(found.mean(0))
             for weight in weights.values():
-                weight /= found.std()
+                weight.div_(found.std())
         found = vectors_of(published, pictures(12, seed=1))
     published.vector_quantizer.put(torch.arange(K), found[torch.randperm(len(found))[:K]])
     return published

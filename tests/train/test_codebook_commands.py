@@ -1,6 +1,8 @@
 """`omnigram codebook` on the three kinds of folder: what it counts, what it leaves, and what it refuses in one line."""
 
 import json
+import re
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from omnigram.tokenizers.quantizers.finite_scalar import FiniteScalarConfig
 from omnigram.tokenizers.quantizers.gumbel import GumbelConfig
 from omnigram.tokenizers.quantizers.multi_codebook import MultiCodebookConfig
 from omnigram.tokenizers.quantizers.quantizer import places
-from omnigram.train.cli import main
+from omnigram.train.cli import main, make_parser
 from omnigram.train.code_use import pixels_of
 from omnigram.train.tokenizer import read_tokenizers
 from omnigram.train.tokens import write_tokens
@@ -34,6 +36,7 @@ from omnigram.train.tokens import write_tokens
 NETWORK = ConvolutionalConfig(4, (8, 8), (1, 1), (1, 1), False)
 GREEDY = {"image": Sampling(temperature=0)}
 FAR = 1e3  # where no vector is
+ACTIONS = ("inspect", "prune", "merge", "remap", "revive")
 
 
 def counts_of(tokens: Path) -> Counter[int]:
@@ -267,3 +270,14 @@ def test_nothing_to_prune_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["codebook", "prune", "run", "--out", "pruned"]) == 0
     assert main(["codebook", "prune", "pruned", "--out", "more"]) == 2
     assert "raise --min-count 1" in capsys.readouterr().err
+
+
+def test_the_commands_of_the_page_are_known() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "codebooks.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```sh\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    commands = [shlex.split(line) for block in blocks for line in block.splitlines()]
+    assert {tuple(command[1:3]) for command in commands} >= {("codebook", action) for action in ACTIONS}
+    parser, _ = make_parser()
+    for command in commands:
+        assert command[0] == "omnigram"
+        assert callable(parser.parse_args(command[1:]).act)

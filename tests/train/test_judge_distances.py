@@ -94,14 +94,12 @@ def test_kernel_distance_and_its_error_are_sums_over_pairs(n: int, m: int, paire
 def test_pictures_made_of_themselves_are_no_distance_away() -> None:
     first, _ = two_sets(12, 12, 6)
     assert kernel_distance(first, first, paired=True) == pytest.approx((0, 0), abs=1e-9)
-    assert (
-        kernel_distance(first, first).value < 0
-    )  # as the two-sample estimate has it, which takes them for independent
+    assert kernel_distance(first, first).value < 0  # as it takes them for independent
 
 
 def test_the_kernel_distance_is_unbiased_and_knows_its_error() -> None:
     made = [torch.randn(2, 12, 3, generator=torch.Generator().manual_seed(seed)) for seed in range(400)]
-    draws = [kernel_distance(first, second) for first, second in made]
+    draws = [kernel_distance(pair[0], pair[1]) for pair in made]
     values = np.array([draw.value for draw in draws])
     assert abs(values.mean()) < 4 * values.std() / 20
     assert np.median([draw.error for draw in draws]) == pytest.approx(values.std(), rel=0.5)

@@ -10,7 +10,6 @@
 Dimensions: B batch, H W pixels, F features.
 """
 
-import importlib
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from ...tokenizers.image import to_pixels
+from ..perceptual import perceptual_distance as edge_vgg_distance
 from ..picture_features import PictureFeatures
 from ..tokenizer_metrics import psnr
 from .frechet import frechet_distance
@@ -89,7 +89,7 @@ def picture_features(device: torch.device, console: Console) -> Features | None:
 def perceptual_distance(device: torch.device, console: Console) -> Distance | None:
     """The perceptual distance of the tokenizer's losses; None, and one line, if its packages are missing."""
     try:
-        return importlib.import_module("..perceptual", __package__).perceptual_distance().to(device)
+        return edge_vgg_distance().to(device)
     except ModuleNotFoundError as fault:
         console.print(f"judged without a perceptual distance: {fault}", style="yellow", highlight=False, soft_wrap=True)
         return None
