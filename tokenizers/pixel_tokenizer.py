@@ -61,7 +61,7 @@ class PixelTokenizer(nn.Module, ABC):
 
     @property
     def vector_quantizer(self) -> VectorQuantizer:
-        """The module that vectors pass, all of a batch at once, which makes codes of them. ValueError if there is none."""
+        """What vectors pass, all of a batch at once, and what makes codes of them. ValueError without one."""
         raise ValueError(f"an image tokenizer of kind {self.kind!r} has no codebook that could be changed")
 
     def _take(self, quantizer: Any) -> None:
