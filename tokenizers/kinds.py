@@ -2,14 +2,9 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, TypeVar
 
-
-class Kind(Protocol):
-    kind: ClassVar[str]
-
-
-K = TypeVar("K", bound=Kind)
+K = TypeVar("K")
 
 
 def of_kind(kinds: Mapping[str, type[K]], settings: Mapping[str, Any], key: str) -> K:
@@ -31,6 +26,6 @@ def of_kind(kinds: Mapping[str, type[K]], settings: Mapping[str, Any], key: str)
     return kinds[kind](**{name: settings[name] for name in known})
 
 
-def kind_settings(config: Kind) -> dict[str, Any]:
+def kind_settings(config: Any) -> dict[str, Any]:
     """What `of_kind` makes the same dataclass of."""
-    return {"kind": config.kind, **dataclasses.asdict(config)}  # pyright: ignore[reportArgumentType]
+    return {"kind": config.kind, **dataclasses.asdict(config)}
