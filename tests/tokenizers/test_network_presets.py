@@ -186,8 +186,9 @@ def test_its_commands_are_understood():
     for line in block.splitlines():
         command, _, *settings = line.split()
         assert command == "omnigram"
-        tokenizer = on_meta(*(word for word in settings if not word.startswith("--")))
-        assert tokenizer.codebook_size > 0
+        config = composed(*(word for word in settings if not word.startswith("--")))
+        assert network_config(config.network).patch > 1
+        assert quantizer_config(config.quantizer).num_codes > 1
 
 
 @pytest.mark.parametrize(("heading", "kinds"), [("Networks", KINDS), ("Quantizers", quantizers.KINDS)])

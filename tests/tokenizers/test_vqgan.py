@@ -21,10 +21,10 @@ from made_published import (
 from torch import Tensor
 from transformers import ChameleonVQVAE, ChameleonVQVAEConfig
 
-from omnigram.tokenizers import codebook
 from omnigram.tokenizers.checkpoint_names import taming_state
 from omnigram.tokenizers.codebook import COMMITMENT, Codebook
 from omnigram.tokenizers.pixel_tokenizer import load_weights
+from omnigram.tokenizers.quantizers import nearest
 from omnigram.tokenizers.vqgan import VQGAN, VQGANConfig
 
 
@@ -200,7 +200,7 @@ def test_codes_and_pictures_have_the_shapes_of_each_other(height: int, width: in
 def test_the_codebook_is_searched_in_parts_alike(monkeypatch: pytest.MonkeyPatch):
     tokenizer, pixels = tiny_vqgan(), random_pictures(8, 32, 32)
     ids = tokenizer.encode(pixels)
-    monkeypatch.setattr(codebook, "DISTANCES", 256 * 7)
+    monkeypatch.setattr(nearest, "DISTANCES", 256 * 7)
     assert torch.equal(tokenizer.encode(pixels), ids)
 
 
