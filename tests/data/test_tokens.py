@@ -78,8 +78,8 @@ def test_a_data_set_that_nobody_has_any_more_goes_with_its_shards_and_its_thread
             dataset[15]
         dataset.load_ahead([1, 2])
         sets.append(weakref.ref(dataset))
-    assert reading() > before  # else the name is another now
-    del dataset
+        assert reading() > before  # else the name is another now
+        del dataset
     end = time.monotonic() + 30
     while (reading() > before or any(of() for of in sets)) and time.monotonic() < end:
         gc.collect()
