@@ -35,6 +35,6 @@ def of_kind(kinds: Mapping[str, type[K]], settings: Mapping[str, Any], key: str)
     return kinds[kind](**{name: settings[name] for name in known})
 
 
-def kind_settings(config: Any) -> dict[str, Any]:
+def kind_settings(config: Kind) -> dict[str, Any]:
     """What `of_kind` makes the same dataclass of."""
     return {"kind": config.kind, **dataclasses.asdict(config)}
