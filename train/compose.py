@@ -6,6 +6,7 @@ file of a group, `trainer.max_steps=200` changes a key that is there, and near n
 
 import difflib
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.resources import files
@@ -153,7 +154,9 @@ def _check_key(override: Override, base: DictConfig) -> None:
         parent = key.rpartition(".")[0]
         siblings = [path.rpartition(".")[2] for path in paths if path.rpartition(".")[0] == parent]
         there = f"{parent or 'the configuration'} holds {', '.join(siblings)}" if siblings else "see --show-config"
-        raise ValueError(f"unknown key {key!r}: " + (f"did you mean {near}?" if near else there))
+        if elsewhere := _or(_options_with(key)):
+            there = f"it belongs to {elsewhere}, which is not chosen"
+        raise ValueError(f"unknown key {key!r}: " + (f"did you mean {near}?" if near and not elsewhere else there))
     if override.is_delete():
         if key.startswith(OPTIONAL):
             return
@@ -166,6 +169,18 @@ def _check_key(override: Override, base: DictConfig) -> None:
     fault = _misfit(paths[key], value)
     if fault:
         raise ValueError(f"{override.input_line}: {key} {fault}, as in {key}={shown(paths[key])}")
+
+
+def _options_with(key: str) -> list[str]:
+    """Options of the key's group whose files hold it, as one writes them."""
+    group, _, name = key.partition(".")
+    texts = {
+        option: (files(CONF) / group / f"{option}.yaml").read_text(encoding="utf-8")
+        for option in groups().get(group, ())
+    }
+    return [
+        f"{group}={option}" for option, text in texts.items() if re.search(rf"^{re.escape(name)}:", text, re.MULTILINE)
+    ]
 
 
 def _paths(node: DictConfig, before: str = "") -> Iterator[tuple[str, Any]]:
@@ -198,7 +213,7 @@ def _misfit(old: Any, new: Any) -> str | None:
     if old is None or new is None or (isinstance(new, str) and "${" in new):
         return None
     if OmegaConf.is_dict(old):
-        return None if isinstance(new, dict) else "has parts, it takes no single value"
+        return None if isinstance(new, dict) else "has parts, which are written {part:value}"
     if OmegaConf.is_list(old):
         if not isinstance(new, list):
             return "takes a list"

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from ..data.artefact import atomic_write
 from .curves import CURVES, read_curves
 from .steps import StepModule
+from .world import World, lost_rank
 
 INCIDENTS = "incidents.jsonl"
 STOPPED, RESUMED = "stopped", "resumed"
@@ -57,7 +58,9 @@ class Incidents(Callback):
         killed = "" if before and before[-1].kind == STOPPED else "; the process before it was killed"
         lost = max(0, self._reached - self.resumed_step)
         again = f", which does {lost:,} step{'s' * (lost != 1)} again" if lost else ""
-        self.add(self.resumed_step, RESUMED, f"goes on from step {self.resumed_step:,}{again}{killed}")
+        size = pl_module.world.size
+        ranks = f" with {size} processes" if size > 1 else ""
+        self.add(self.resumed_step, RESUMED, f"goes on from step {self.resumed_step:,}{ranks}{again}{killed}")
 
     def add(self, step: int, kind: str, message: str) -> None:
         """Note it, in one line."""
@@ -71,13 +74,21 @@ class Incidents(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         assert isinstance(pl_module, StepModule)
-        interrupted = isinstance(exception, KeyboardInterrupt)
-        self.add(pl_module.step, STOPPED, "interrupted" if interrupted else f"{type(exception).__name__}: {exception}")
+        self.add(pl_module.step, STOPPED, _told(exception, pl_module.world))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, StepModule)
         if pl_module.stopping:
             self.add(pl_module.step, STOPPED, "SIGTERM; the step that was running is saved")
+
+
+def _told(exception: BaseException, world: World) -> str:
+    """What stopped a run, as the terminal says it; with its kind where it is no mistake of a user."""
+    if isinstance(exception, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(exception, RuntimeError) and (lost := lost_rank(exception, world)):
+        return str(lost)
+    return str(exception) if isinstance(exception, OSError | ValueError) else f"{type(exception).__name__}: {exception}"
 
 
 def read_incidents(path: Path) -> list[Incident]:

@@ -44,7 +44,7 @@ from .incidents import Incidents
 from .limits import check_rows
 from .machine import check_compiler, fit, make_trainer, prepare
 from .out_of_memory import memory_advice, training_advice
-from .parallel import whole_model
+from .parallel import strategy, whole_model
 from .pretrain_metrics import EvaluationSettings, evaluate_pretraining
 from .pretraining import Pretraining, softmax_partitions
 from .progress import TrainingProgress
@@ -89,6 +89,7 @@ def pretrain(config: DictConfig) -> Path:
         check_compiler(device)
     _check_tokenizers(config)
     world = join_world(device, config.trainer.tensor_parallel)
+    strategy(config.trainer, world)  # says what it does not know, also of a run that is finished
     check_rows(config, world.size)
     tokenizers = tokenizer_run(config, world)
     folder = world.lead(lambda: make_tokens(config))

@@ -203,7 +203,7 @@ def _scale(axes: Axes, chart: Chart) -> None:
     values = np.concatenate([line.values for line in chart.lines])
     if chart.panel.percent:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
-    if chart.panel.log and values.min() > 0:
+    if chart.panel.log and values.min() > 0 and values.max() > 5 * values.min():  # or an axis has hardly a label
         axes.set_yscale("log")
         few = values.max() / values.min() < 300
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))

@@ -179,10 +179,27 @@ def join_world(device: torch.device, tensor: int = 1) -> World:
     if not dist.is_initialized():
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=rank, world_size=size, timeout=STEP_PATIENCE)
+        try:
+            dist.init_process_group(backend, rank=rank, world_size=size, timeout=STEP_PATIENCE, store=_store())
+        except RuntimeError as error:
+            raise LostRankError(
+                f"rank {rank} could not meet the other {size - 1}: {' '.join(str(error).split())}"
+            ) from None
         _GROUPS["control"] = dist.new_group(backend="gloo", timeout=PATIENCE)
         _GROUPS["checkpoints"] = dist.new_group(backend="gloo", timeout=STEP_PATIENCE)
     return World(rank, size, local_rank, local_size, tensor, **_GROUPS)
+
+
+def _store() -> dist.Store | None:
+    """Where torchrun's processes meet: after a restart elsewhere than before it, where addresses of the dead stand.
+
+    None leaves it to torch, where none of them has died.
+    """
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if not restarts:
+        return None
+    agent = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), None, False, STEP_PATIENCE)
+    return dist.PrefixStore(f"restart-{restarts}", agent)
 
 
 def is_first() -> bool:

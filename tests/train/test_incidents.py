@@ -61,7 +61,8 @@ def test_a_kill_is_known_by_what_it_did_not_write(tmp_path: Path) -> None:
     ("error", "message"),
     [
         (KeyboardInterrupt(), "interrupted"),
-        (ValueError("lower it"), "ValueError: lower it"),
+        (ValueError("lower it"), "lower it"),
+        (IndexError("of ours"), "IndexError: of ours"),
     ],
 )
 def test_each_end_has_its_words(error: BaseException, message: str, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`omnigram pretrain` started by torchrun: two processes make one run, and one that is lost loses nothing."""
 
+import json
 import os
 import shutil
 import signal
@@ -49,8 +50,8 @@ def nothing_is_left_running() -> Iterator[None]:
     STARTED.clear()
 
 
-def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def start(arguments: list[str], folder: Path, *options: str) -> subprocess.Popen[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
     command = [*launcher, "-m", "omnigram.train.cli", "pretrain", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     launcher = subprocess.Popen(
@@ -159,3 +160,19 @@ def test_the_first_rank_s_fault_stops_the_others_with_its_reason(there: tuple[Pa
     assert launcher.returncode != 0
     assert not of_ours(told)
     assert "omnigram: rank 1 stops, as the first rank did: " in told
+
+
+def test_torchrun_restarts_what_was_killed_and_goes_on(there: tuple[Path, list[str]]) -> None:
+    folder, arguments = there
+    launcher = start([*arguments, "trainer.checkpoint_every_n_steps=3"], folder, "--max-restarts=1")
+    at_the_first_checkpoint(launcher, folder)
+    os.kill(ranks_of(launcher)[1], signal.SIGKILL)
+    made, told = launcher.communicate(timeout=200)
+    assert launcher.returncode == 0, told
+    assert made.count("runs/pretrain/") == 1
+    assert "goes on from step" in told
+    assert logged_steps(folder) == list(range(1, 13))
+    [incidents] = folder.glob("runs/pretrain/tiny-*/incidents.jsonl")
+    stopped, resumed = [json.loads(line)["message"] for line in incidents.read_text().splitlines()]
+    assert stopped == "rank 0 lost the others: one of the 2 processes has ended"
+    assert "with 2 processes" in resumed
