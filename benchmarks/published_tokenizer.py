@@ -1,8 +1,8 @@
 """Pictures to codes and back by Emu3's image tokenizer: ours, against transformers' class on the same random weights.
 
 transformers' Emu3VQVAE repeats a picture in time, encodes every frame and decodes every frame. A step encodes, or
-decodes, one batch of noise. Codes of both are compared, and what differs is counted; pictures agree to 1e-4.
-Then how far a process of each grows by a batch of either.
+decodes (`--what`), one batch of noise. Codes of both are compared, and what differs is counted; pictures agree to 1e-4.
+Then how far a process of each grows by such a step.
 """
 
 import argparse
@@ -24,6 +24,7 @@ def options() -> argparse.ArgumentParser:
     made = parser("published_tokenizer.py", __doc__, rounds=5, steps=1)
     made.add_argument("--side", type=positive, default=128, metavar="N", help="pixels a side of a picture")
     made.add_argument("--batch", type=positive, default=4, metavar="N", help="pictures of a step")
+    made.add_argument("--what", choices=("encode", "decode"), default="encode", help="pixels to codes, or back")
     made.add_argument("--width", type=positive, default=64, metavar="N", help="channels of the first level; Emu3: 256")
     return made
 
@@ -62,11 +63,11 @@ def works(args: argparse.Namespace) -> dict[str, dict[str, Work]]:
 
 
 @torch.no_grad()
-def memory_of(who: str, what: str, args: argparse.Namespace) -> float:
+def memory_of(who: str, args: argparse.Namespace) -> float:
     """MiB that a process with the weights grows by at its peak, in one step."""
     work, pixels = works(args), noise(args)
-    given = pixels if what == "encode" else work[who]["encode"](pixels)
-    [peak] = growths([lambda: work[who][what](given)])
+    given = pixels if args.what == "encode" else work[who]["encode"](pixels)
+    [peak] = growths([lambda: work[who][args.what](given)])
     return peak or float("nan")
 
 
@@ -82,18 +83,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"Emu3's tokenizer of {args.width} channels, {args.batch} pictures of {args.side} x {args.side} a step")
     print(f"equal    {differ} of {ids['ours'].numel():,} ids differ, pixels by {most:.1e} at most")
     assert most < 1e-4, "both have to draw the same"
-    for what, given in {"encode": pixels, "decode": ids["peer"]}.items():
+    given = pixels if args.what == "encode" else ids["peer"]
 
-        def step(who: str, what: str = what, given: Tensor = given) -> float:
-            work[who][what](given)
-            return args.batch
+    def step(who: str) -> float:
+        work[who][args.what](given)
+        return args.batch
 
-        contestants = {who: lambda _, who=who: step(who) for who in work}
-        print(f"== {what}")
-        words = {"ours": "omnigram's MoVQGAN", "peer": "transformers' Emu3VQVAE"}
-        report(made.prog, args, in_turns(contestants, args.rounds, args.steps), "pictures", words)
-        for who in work:
-            print(f"memory   {in_own_process(memory_of, who, what, args):,.0f} MiB at its peak: {who}")
+    contestants = {who: lambda _, who=who: step(who) for who in work}
+    words = {"ours": "omnigram's MoVQGAN", "peer": "transformers' Emu3VQVAE"}
+    report(made.prog, args, in_turns(contestants, args.rounds, args.steps), "pictures", words)
+    for who in work:
+        print(f"memory   {in_own_process(memory_of, who, args):,.0f} MiB at its peak: {who}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ SMALLEST = {
     "train_step.py": f"{MIX} --optimizer adamw".split(),
     "packing.py": ["--model", "nano", "--rows", "1", "--length", "256", "--mean", "64"],
     "loader.py": ["--workers", "1"],
+    "published_tokenizer.py": ["--side", "16", "--batch", "1", "--what", "decode", "--width", "32"],
 }
 ONCE = ["--rounds", "1", "--steps", "1", "--threads", "1"]
 SAMPLING = [*ONCE, "--model", "tiny", "--side", "4", "--batches", "1", "3", "--vocabularies", "omnigram"]

@@ -7,7 +7,7 @@ are. Incidents are marked where they happened.
 import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import NamedTuple
 
@@ -60,7 +60,12 @@ class Chart(NamedTuple):
 PANELS = (
     Panel("Loss", "nats a token", (r"train/loss",), log=True),
     Panel("Bits of a target: {}", "bits", (r"(?:train|val|heldout_style)/bits_(\w+)",), log=True),
-    Panel("Reconstruction error", "of pixels from -1 to 1", (r"train/l1", r"train/l2", r"train/quantizer"), log=True),
+    Panel(
+        "Reconstruction error",
+        "of pixels from -1 to 1",
+        (r"train/l1", r"train/l2", r"train/perceptual_hed", r"train/lpips", r"train/quantizer"),
+        log=True,
+    ),
     Panel("PSNR of held-out pictures", "dB", (r"val/psnr",)),
     Panel("SSIM and drift of held-out pictures", "share", (r"val/ssim", r"val/drift"), from_zero=True),
     Panel("Adversary", "loss", (r"train/discriminator", r"train/adversarial")),
@@ -101,6 +106,8 @@ def charts_of(curves: Curves) -> list[Chart]:
     """The panels of which the run has curves, in their order."""
     charts = []
     for panel in PANELS:
+        if panel.title == "Loss" and "train/l1" in curves:
+            panel = replace(panel, unit="weighted sum of errors")
         found: dict[str, list[Line]] = {}
         for pattern in panel.names:
             for name in curves:

@@ -100,6 +100,8 @@ def train_tokenizers(config: DictConfig, world: World) -> Path:
         module, telemetry = _train(run, config, pictures, validation, world)
         numbers = {"text_vocabulary": text_size, "train_seconds": round(float(module.seconds), 1)}
         numbers |= {**telemetry.metrics(), "steps_skipped": int(module.steps_skipped), "seed": config.seed}
+        if module.adversary is not None:
+            numbers["adversary_switched_off"] = int(module.adversary.guard.switched_off)
         world.lead(lambda: _finish(run, folder, config, module.evaluated.eval(), numbers))
     return run.folder
 
