@@ -194,7 +194,7 @@ def tokenizer_rules() -> dict[str, Rule]:
 def _counts() -> dict[str, Rule]:
     return {
         "skipped": Rise("{:,} steps are left out by now, for loss or gradient was not a finite number"),
-        "data": Rise("{:,} parts of the data are left out by now, as damaged or longer than a row"),
+        "data": Rise("{:,} parts of the data are left out by now"),
     }
 
 
@@ -226,9 +226,17 @@ class Alarms(Callback):
         values = dict(zip(watched, numbers, strict=True)) | {"data": float(left_out(pl_module.data_state))}
         for kind, rule in self.rules.items():
             if kind in values and (told := rule.see(values[kind])):
+                told += _reasons(pl_module.data_state) if kind == "data" else ""
                 self.incidents.add(pl_module.step, kind, told)
                 if kind != "skipped":  # which has a warning of its own
                     warnings.warn(f"step {pl_module.step:,}: {told}", stacklevel=2)
+
+
+def _reasons(state: Any) -> str:
+    """Why parts of the data were left out, as a loader's state counts them."""
+    seen = Seen.of(state)
+    counts = dict(sorted(seen.damaged.items())) | ({"longer than a row": seen.dropped} if seen.dropped else {})
+    return ": " + ", ".join(f"{number:,} {reason}" for reason, number in counts.items())
 
 
 def left_out(state: Any) -> int:

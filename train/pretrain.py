@@ -127,7 +127,7 @@ def pretrain(config: DictConfig) -> Path:
 def _measure(run: Run, folder: Path, config: DictConfig, numbers: dict[str, Any]) -> None:
     """The last step of a run: held-out numbers, pages and the report."""
     numbers = {**measure(run.folder, folder, config), **numbers}
-    write_report(run.folder, numbers)
+    write_report(run.folder, run.described(numbers))
     run.finish(numbers)
     shown = f"{run.folder / 'samples.png'} and {run.folder / REPORT}"
     Console(stderr=True).print(f"{run.folder}: see {shown}", highlight=False, soft_wrap=True)

@@ -46,10 +46,13 @@ class Run:
 
     def finish(self, metrics: Mapping[str, Any]) -> None:
         """Write metrics.json with the run's configuration and provenance, then point `latest` at this run."""
-        record = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
-        described = {"identity": self.identity, "made_from": self.made_from, "provenance": record["provenance"]}
-        atomic_write_json(self.folder / METRICS, {**metrics, **described})
+        atomic_write_json(self.folder / METRICS, self.described(metrics))
         point_latest(self.folder)
+
+    def described(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """The metrics with the run's configuration and provenance."""
+        record = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
+        return {**metrics, "identity": self.identity, "made_from": self.made_from, "provenance": record["provenance"]}
 
 
 @contextmanager

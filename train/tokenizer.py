@@ -112,7 +112,7 @@ def _finish(run: Run, folder: Path, config: DictConfig, tokenizer: ImageTokenize
         with publish_folder(run.folder / IMAGE_MODEL) as partial:
             tokenizer.save_pretrained(partial)
     metrics = {**evaluate_tokenizer(run.folder, folder, config), **numbers}
-    write_report(run.folder, metrics)
+    write_report(run.folder, run.described(metrics))
     run.finish(metrics)
     Console(stderr=True).print(
         f"{run.folder}: psnr {metrics['psnr']:.2f} dB, ssim {metrics['ssim']:.3f}, "

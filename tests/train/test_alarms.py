@@ -149,7 +149,9 @@ def test_an_alarm_is_a_warning_and_an_incident_and_leaves_out_what_is_not_watche
     module.steps_skipped += 1  # which has warned already
     step(callback, module, loss=2.0, gradient_norm=1.0)
     module.data_state = {"seen": {"dropped": 1, "damaged": {"codes.npy cannot be read": 2}}}
-    with pytest.warns(UserWarning, match="3 parts of the data are left out by now"):
+    with pytest.warns(
+        UserWarning, match=r"3 parts of the data are left out by now: 2 codes\.npy cannot be read, 1 longer than a row"
+    ):
         step(callback, module, loss=2.0, gradient_norm=1.0)
     assert [(i.step, i.kind) for i in read_incidents(incidents.path)] == [
         (111, "gradient_norm"),
