@@ -56,7 +56,7 @@ def works(args: argparse.Namespace) -> dict[str, dict[str, Work]]:
     return {
         "ours": {"encode": ours.encode, "decode": ours.decode},
         "peer": {
-            "encode": lambda pixels: torch.stack(peer.encode(pixels, sizes).image_tokens),
+            "encode": lambda pixels: torch.stack(list(peer.encode(pixels, sizes).image_tokens)),  # pyright: ignore
             "decode": lambda ids: peer.decode(ids).clamp(-1, 1),
         },
     }

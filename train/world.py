@@ -190,7 +190,7 @@ def join_world(device: torch.device, tensor: int = 1) -> World:
     return World(rank, size, local_rank, local_size, tensor, **_GROUPS)
 
 
-def _store() -> dist.Store | None:
+def _store() -> Any:
     """Where torchrun's processes meet: after a restart elsewhere than before it, where addresses of the dead stand.
 
     None leaves it to torch, where none of them has died.
@@ -198,8 +198,9 @@ def _store() -> dist.Store | None:
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if not restarts:
         return None
-    agent = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), None, False, STEP_PATIENCE)
-    return dist.PrefixStore(f"restart-{restarts}", agent)
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    agent = dist.TCPStore(host, port, None, False, STEP_PATIENCE)  # pyright: ignore[reportPrivateImportUsage]
+    return dist.PrefixStore(f"restart-{restarts}", agent)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def is_first() -> bool:

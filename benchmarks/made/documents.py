@@ -9,8 +9,8 @@ from omnigram.data.document import TokenDocument, TokenSegment
 from omnigram.data.kinds import Composer
 from omnigram.data.packing import WrittenDocument, fullest
 from omnigram.data.writing import Writer
-from omnigram.tokenizers.convolutional import NetworkConfig
 from omnigram.tokenizers.modality import document_grammar
+from omnigram.tokenizers.networks import network_config
 from omnigram.tokenizers.vocabulary import Vocabulary
 
 # tokens of a caption with its style, and how many of the embedded picture dictionary's captions are so long
@@ -67,7 +67,7 @@ def dense_rows(vocabulary: Vocabulary, config: DictConfig, steps: int) -> list[l
 
 
 def _written(vocabulary: Vocabulary, config: DictConfig) -> Iterator[WrittenDocument]:
-    patch = NetworkConfig(**config.tokenizer.network).patch
+    patch = network_config(config.tokenizer.network).patch
     library = MadeLibrary(vocabulary, config.tokenizer.pictures.resolution // patch)
     composer = Composer(library, config.loader.kinds, config.loader.caption_dropout, config.seed)
     digit_ids = {symbol: index for index, symbol in enumerate("0123456789*")}

@@ -55,7 +55,7 @@ os.rename('process-%d.new', 'process-%d')
 time.sleep(60)
 '''
 scripts = [script.replace('%d', str(number)) for number in range({jobs})]
-step_commands._launched = lambda *_: launch(scripts, ["launcher=local", "launcher.array_parallelism={jobs}"])
+step_commands.launched = lambda *_: launch(scripts, ["launcher=local", "launcher.array_parallelism={jobs}"])
 sys.exit(cli.main(["evaluate"]))
 """
 
