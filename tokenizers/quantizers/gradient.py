@@ -13,35 +13,20 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .nearest import k_means, nearest
-from .quantizer import Quantized, Quantizer, QuantizerConfig, check_codebook, straight_through
+from .quantizer import CodebookConfig, Quantized, Quantizer, straight_through
 
 
 @dataclass(frozen=True)
-class GradientConfig(QuantizerConfig):
+class GradientConfig(CodebookConfig):
     """
-    codebook_size: number of codes, 2 or more
-    codebook_dim: dimension of a code
     commitment: weight of the encoder's term against the codebook's 1
     cosine: codes and vectors have length 1
     """
 
     kind = "gradient"
 
-    codebook_size: int
-    codebook_dim: int
     commitment: float
     cosine: bool
-
-    def __post_init__(self) -> None:
-        check_codebook(self.codebook_size, self.codebook_dim)
-
-    @property
-    def num_codes(self) -> int:
-        return self.codebook_size
-
-    @property
-    def dim(self) -> int:
-        return self.codebook_dim
 
     def build(self) -> "GradientQuantizer":
         return GradientQuantizer(self)

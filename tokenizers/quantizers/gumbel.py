@@ -14,14 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .nearest import k_means
-from .quantizer import Quantized, Quantizer, QuantizerConfig, check_codebook, places
+from .quantizer import CodebookConfig, Quantized, Quantizer, places
 
 
 @dataclass(frozen=True)
-class GumbelConfig(QuantizerConfig):
+class GumbelConfig(CodebookConfig):
     """
-    codebook_size: number of codes, 2 or more
-    codebook_dim: dimension of a code, and of the vectors that logits are made of
     kl: weight of the divergence of the probabilities from even ones, in nats
     temperature: of the draws at the start
     final_temperature: at the end; between them it falls by a cosine (DALL-E: from 1 to 1/16)
@@ -30,28 +28,18 @@ class GumbelConfig(QuantizerConfig):
 
     kind = "gumbel"
 
-    codebook_size: int
-    codebook_dim: int
     kl: float
     temperature: float
     final_temperature: float
     hard: bool
 
     def __post_init__(self) -> None:
-        check_codebook(self.codebook_size, self.codebook_dim)
+        super().__post_init__()
         if not 0 < self.final_temperature <= self.temperature:
             raise ValueError(
                 f"tokenizer.quantizer.final_temperature={self.final_temperature} must be above 0 and at most "
                 f"tokenizer.quantizer.temperature={self.temperature}"
             )
-
-    @property
-    def num_codes(self) -> int:
-        return self.codebook_size
-
-    @property
-    def dim(self) -> int:
-        return self.codebook_dim
 
     def build(self) -> "GumbelQuantizer":
         return GumbelQuantizer(self)

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from .entropy import entropies
 from .nearest import k_means, nearest
 from .quantizer import (
+    CodebookConfig,
     Quantized,
     Quantizer,
-    QuantizerConfig,
-    check_codebook,
     check_temperature,
     places,
     straight_through,
@@ -27,10 +26,8 @@ from .quantizer import (
 
 
 @dataclass(frozen=True)
-class IndexBackpropagationConfig(QuantizerConfig):
+class IndexBackpropagationConfig(CodebookConfig):
     """
-    codebook_size: number of codes, 2 or more
-    codebook_dim: dimension of a code
     commitment: weight of the encoder's terms against the codebook's 1
     entropy: weight of the vectors' entropy less the codes'
     temperature: of the probabilities, which are those of squared distances over it
@@ -38,23 +35,13 @@ class IndexBackpropagationConfig(QuantizerConfig):
 
     kind = "ibq"
 
-    codebook_size: int
-    codebook_dim: int
     commitment: float
     entropy: float
     temperature: float
 
     def __post_init__(self) -> None:
-        check_codebook(self.codebook_size, self.codebook_dim)
+        super().__post_init__()
         check_temperature(self.temperature)
-
-    @property
-    def num_codes(self) -> int:
-        return self.codebook_size
-
-    @property
-    def dim(self) -> int:
-        return self.codebook_dim
 
     def build(self) -> "IndexBackpropagationQuantizer":
         return IndexBackpropagationQuantizer(self)

@@ -17,16 +17,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .nearest import k_means, nearest
-from .quantizer import Quantized, Quantizer, QuantizerConfig, check_codebook, places, straight_through
+from .quantizer import CodebookConfig, Quantized, Quantizer, places, straight_through
 
 SMOOTHING = 1e-5  # of the counts that sums are divided by
 
 
 @dataclass(frozen=True)
-class MovingAverageConfig(QuantizerConfig):
+class MovingAverageConfig(CodebookConfig):
     """
-    codebook_size: number of codes, 2 or more
-    codebook_dim: dimension of a code
     decay: of the moving averages that the codebook is made of, 0 .. 1
     commitment: weight of the loss that pulls the encoder to its code
     cosine: codes and vectors have length 1
@@ -35,25 +33,15 @@ class MovingAverageConfig(QuantizerConfig):
 
     kind = "ema"
 
-    codebook_size: int
-    codebook_dim: int
     decay: float
     commitment: float
     cosine: bool
     dead_code_threshold: float
 
     def __post_init__(self) -> None:
-        check_codebook(self.codebook_size, self.codebook_dim)
+        super().__post_init__()
         if not 0 < self.decay < 1:
             raise ValueError(f"tokenizer.quantizer.decay={self.decay} must lie between 0 and 1")
-
-    @property
-    def num_codes(self) -> int:
-        return self.codebook_size
-
-    @property
-    def dim(self) -> int:
-        return self.codebook_dim
 
     def build(self) -> "MovingAverageQuantizer":
         return MovingAverageQuantizer(self)

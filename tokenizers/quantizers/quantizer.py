@@ -74,6 +74,28 @@ class QuantizerConfig(Kind, ABC):
     def build(self) -> "Quantizer": ...
 
 
+@dataclass(frozen=True)
+class CodebookConfig(QuantizerConfig):
+    """Of a quantizer that chooses one of `codebook_size` vectors, 2 or more, of `codebook_dim` components."""
+
+    codebook_size: int
+    codebook_dim: int
+
+    def __post_init__(self) -> None:
+        if self.codebook_size < 2:
+            raise ValueError(f"tokenizer.quantizer.codebook_size={self.codebook_size} must be 2 or more")
+        if self.codebook_dim < 1:
+            raise ValueError(f"tokenizer.quantizer.codebook_dim={self.codebook_dim} must be 1 or more")
+
+    @property
+    def num_codes(self) -> int:
+        return self.codebook_size
+
+    @property
+    def dim(self) -> int:
+        return self.codebook_dim
+
+
 class Quantizer(nn.Module, ABC):
     """Vectors [B, D, h, w] to codes.
 
@@ -162,11 +184,3 @@ def check_temperature(temperature: float) -> None:
     """ValueError for a temperature that probabilities cannot have."""
     if temperature <= 0:
         raise ValueError(f"tokenizer.quantizer.temperature={temperature} must be above 0")
-
-
-def check_codebook(codebook_size: int, codebook_dim: int) -> None:
-    """ValueError for a codebook that cannot be."""
-    if codebook_size < 2:
-        raise ValueError(f"tokenizer.quantizer.codebook_size={codebook_size} must be 2 or more")
-    if codebook_dim < 1:
-        raise ValueError(f"tokenizer.quantizer.codebook_dim={codebook_dim} must be 1 or more")

@@ -12,33 +12,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from vector_quantize_pytorch import SimVQ
 
-from .quantizer import Quantized, Quantizer, QuantizerConfig, check_codebook
+from .quantizer import CodebookConfig, Quantized, Quantizer
 
 
 @dataclass(frozen=True)
-class SimConfig(QuantizerConfig):
+class SimConfig(CodebookConfig):
     """
-    codebook_size: number of codes, 2 or more
-    codebook_dim: dimension of a code
     commitment: weight of the encoder's term against the codebook's 1
     """
 
     kind = "simvq"
 
-    codebook_size: int
-    codebook_dim: int
     commitment: float
-
-    def __post_init__(self) -> None:
-        check_codebook(self.codebook_size, self.codebook_dim)
-
-    @property
-    def num_codes(self) -> int:
-        return self.codebook_size
-
-    @property
-    def dim(self) -> int:
-        return self.codebook_dim
 
     def build(self) -> "SimQuantizer":
         return SimQuantizer(self)
