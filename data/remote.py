@@ -356,7 +356,7 @@ class _Command:
 
     def read(self, most: int) -> bytes:
         assert self._process.stdout is not None
-        data = self._process.stdout.read1(most)  # type: ignore[attr-defined]
+        data = self._process.stdout.read1(most)  # type: ignore[attr-defined] - a buffered reader has it, which IO[bytes] does not say
         if not data and (code := self._process.wait()):
             raise AddressError(f"{shown(self._address)} cannot be read: its command ended with exit code {code}")
         return data

@@ -1,7 +1,5 @@
-"""The quantizers: one behaviour of all, the published rule of each, and what is refused."""
+"""The quantizers: one behaviour of all, and what is refused."""
 
-import math
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,48 +8,18 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from made_quantizers import EMA, SMALL, made
 from omegaconf import OmegaConf
 from torch import Tensor
-from vector_quantize_pytorch import LFQ, VectorQuantize
 
 from omnigram.tokenizers.kinds import kind_settings
 from omnigram.tokenizers.quantizers import KINDS, quantizer_config
-from omnigram.tokenizers.quantizers.entropy import entropies
-from omnigram.tokenizers.quantizers.finite_scalar import FiniteScalarConfig
-from omnigram.tokenizers.quantizers.gradient import GradientConfig
-from omnigram.tokenizers.quantizers.gumbel import GumbelConfig
-from omnigram.tokenizers.quantizers.index_backpropagation import IndexBackpropagationConfig
 from omnigram.tokenizers.quantizers.lookup_free import LookupFreeConfig
 from omnigram.tokenizers.quantizers.moving_average import MovingAverageConfig
-from omnigram.tokenizers.quantizers.multi_codebook import MultiCodebookConfig
-from omnigram.tokenizers.quantizers.nearest import k_means, nearest
-from omnigram.tokenizers.quantizers.quantizer import Quantizer, QuantizerConfig, places
-from omnigram.tokenizers.quantizers.sim import SimConfig
+from omnigram.tokenizers.quantizers.quantizer import QuantizerConfig
 
 CONF = Path(__file__).parents[2] / "conf" / "tokenizer" / "quantizer"
-EMA = MovingAverageConfig(16, 4, 0.9, 0.25, False, 0.0)
-SMALL: dict[str, QuantizerConfig] = {
-    "ema": EMA,
-    "cosine": MovingAverageConfig(16, 4, 0.9, 0.25, True, 0.0),
-    "gradient": GradientConfig(16, 4, 0.25, False),
-    "gradient, cosine": GradientConfig(16, 4, 0.25, True),
-    "fsq": FiniteScalarConfig((4, 3, 5)),
-    "lfq": LookupFreeConfig(16, 0.25, 0.1, 1.0, 1.0),
-    "ibq": IndexBackpropagationConfig(16, 4, 0.25, 0.05, 1.0),
-    "simvq": SimConfig(16, 4, 0.25),
-    "gumbel": GumbelConfig(16, 4, 5e-4, 1.0, 0.1, True),
-    "gumbel, soft": GumbelConfig(16, 4, 5e-4, 1.0, 0.1, False),
-    "residual": MultiCodebookConfig(2, True, 16, 4, 0.9, 0.25, False, 0.0),
-    "product": MultiCodebookConfig(2, False, 16, 4, 0.9, 0.25, False, 0.0),
-}
 every = pytest.mark.parametrize("config", SMALL.values(), ids=SMALL)
-
-
-def made(config: QuantizerConfig) -> Quantizer:
-    torch.manual_seed(0)
-    quantizer = config.build()
-    quantizer.start_from(torch.randn(200, config.dim))
-    return quantizer
 
 
 def test_every_kind_has_settings_that_ship_and_is_tested_here():
@@ -149,208 +117,6 @@ def test_training_makes_the_codes_fit_the_vectors(config: QuantizerConfig):
         quantizer.follow()
     with torch.no_grad():
         assert error() < before
-
-
-# The rule of each
-
-vectors_4 = torch.randn(6, 4, 5, 5, generator=torch.Generator().manual_seed(3))
-
-
-@pytest.mark.parametrize("cosine", [False, True])
-def test_moving_averages_are_those_of_vector_quantize_pytorch(cosine: bool):
-    ours = made(MovingAverageConfig(16, 4, 0.8, 0.25, cosine, 0.0)).train()
-    peer = VectorQuantize(
-        4,
-        16,
-        decay=0.8,
-        commitment_weight=0.25,
-        use_cosine_sim=cosine,
-        accept_image_fmap=True,
-        rotation_trick=False,
-        threshold_ema_dead_code=0,
-    ).train()
-    book: Any = peer._codebook
-    for theirs, name in ((book.embed, "codebook"), (book.cluster_size, "counts"), (book.embed_avg, "sums")):
-        theirs.data.copy_(ours.state_dict()[name][None])
-    for step in range(5):
-        vectors = torch.randn(6, 4, 5, 5, generator=torch.Generator().manual_seed(step)) + step
-        mine, (codes, ids, loss) = ours(vectors), peer(vectors)
-        ours.follow()
-        assert torch.equal(mine.ids, ids)
-        torch.testing.assert_close(mine.codes, codes, rtol=1e-4, atol=1e-5)
-        if not cosine:  # there the peer compares with vectors of any length
-            torch.testing.assert_close(mine.loss, loss.squeeze())
-        torch.testing.assert_close(ours.state_dict()["codebook"], book.embed[0], rtol=1e-4, atol=1e-5)
-
-
-def test_dead_codes_are_put_on_vectors_of_the_batch():
-    quantizer = made(MovingAverageConfig(16, 4, 0.5, 0.25, False, 0.3)).train()
-    far = torch.randn(4, 4, 3, 3) + 100  # of all codes, one is nearest
-    for _ in range(14):
-        assert len(quantizer(far).ids.unique()) >= 1
-        quantizer.follow()
-    assert len(quantizer(far).ids.unique()) > 12
-    codes = quantizer.state_dict()["codebook"]
-    assert (torch.cdist(codes, places(far)).min(1).values < 3).all()
-
-
-def test_the_codebooks_term_weighs_one_and_the_encoders_its_commitment():
-    """VQ-VAE, equation 3: values of both forms are equal, so gradients tell."""
-    quantizer = made(GradientConfig(16, 4, 0.25, False)).train()
-    vectors = vectors_4.clone().requires_grad_()
-    quantized = quantizer(vectors)
-    quantized.loss.backward()
-    codes = quantizer.lookup(quantized.ids).detach()
-    difference = 2 * (vectors_4 - codes) / vectors_4.numel()
-    assert vectors.grad is not None
-    torch.testing.assert_close(vectors.grad, 0.25 * difference)
-    expected = torch.zeros(16, 4).index_add_(0, quantized.ids.flatten(), -places(difference))
-    [parameter] = quantizer.parameters()
-    assert parameter.grad is not None
-    torch.testing.assert_close(parameter.grad, expected)
-
-
-@pytest.mark.parametrize(("levels", "codes"), [((8, 6, 5), 240), ((8, 5, 5, 5), 1000), ((7, 5, 5, 5, 5), 4375)])
-def test_fsq_uses_every_level_of_every_component(levels: tuple[int, ...], codes: int):
-    """The sizes of the paper's table 1; each code's vector is quantized to that code."""
-    quantizer = FiniteScalarConfig(levels).build().eval()
-    ids = torch.arange(codes)[None, :, None]
-    found = quantizer.lookup(ids)
-    assert len(found.flatten(2).unique(dim=2)[0].T) == codes
-    for component, level in enumerate(levels):
-        assert len(found[0, component].unique()) == level
-    outwards = torch.atanh(found.clamp(-0.98, 0.98))  # what rounds to a level, near enough
-    assert quantizer(outwards).ids.unique().numel() > codes * 0.5
-
-
-def test_lfq_codes_are_bits_and_its_entropies_those_of_the_definition():
-    config = LookupFreeConfig(16, 0.25, 0.1, 0.7, 0.5)
-    quantizer = made(config).train()
-    vectors = vectors_4.clone().requires_grad_()
-    quantized = quantizer(vectors)
-    assert torch.equal(quantized.codes.detach(), torch.where(vectors_4 > 0, 1.0, -1.0))
-    bits = (places(vectors_4) > 0).long()
-    assert torch.equal(quantized.ids.flatten(), bits @ torch.tensor([8, 4, 2, 1]))
-    codes = quantizer.lookup(torch.arange(16)[None, :, None])[0, :, :, 0].T
-    nearness = torch.softmax(-torch.cdist(places(vectors), codes).square() / 0.5, dim=1)  # brute force
-    of_vectors = torch.stack([torch.distributions.Categorical(row).entropy() for row in nearness]).mean()
-    of_codes = torch.distributions.Categorical(nearness.mean(0)).entropy()
-    expected = 0.25 * F.mse_loss(vectors, quantized.codes.detach()) + 0.1 * (of_vectors - 0.7 * of_codes)
-    torch.testing.assert_close(quantized.loss, expected, rtol=1e-4, atol=1e-6)
-    ours, theirs = (torch.autograd.grad(loss, vectors)[0] for loss in (quantized.loss, expected))
-    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-7)
-
-
-def test_lfq_ids_are_those_of_vector_quantize_pytorch():
-    peer = LFQ(codebook_size=16, dim=4).eval()
-    assert torch.equal(made(LookupFreeConfig(16, 0.25, 0.1, 1.0, 1.0)).eval()(vectors_4).ids, peer(vectors_4).indices)
-
-
-def test_entropies_of_many_bits_are_counted_in_parts():
-    """Of 12 bits: exact for the vectors' entropy, as bits are independent; an upper bound for the codes'."""
-    quantizer = LookupFreeConfig(2**12, 0.0, 1.0, 1.0, 1.0).build().train()
-    vectors = torch.randn(2, 12, 3, 3)
-    stats = quantizer(vectors).stats
-    p = torch.sigmoid(4 * places(vectors))
-    of_vectors = (torch.special.entr(p) + torch.special.entr(1 - p)).sum(1).mean()
-    torch.testing.assert_close(stats["entropy_of_vectors"], of_vectors, rtol=1e-4, atol=1e-5)
-    assert stats["entropy_of_codes"] <= 12 * math.log(2)
-
-
-def test_ibq_passes_gradients_to_every_code():
-    quantizer = made(IndexBackpropagationConfig(16, 4, 0.25, 0.05, 1.0)).train()
-    vectors = vectors_4.clone().requires_grad_()
-    quantized = quantizer(vectors)
-    torch.testing.assert_close(quantized.codes, quantizer.lookup(quantized.ids))
-    weights = torch.randn_like(vectors_4)
-    (quantized.codes * weights).sum().backward()
-    [codebook] = quantizer.parameters()
-    assert codebook.grad is not None
-    assert (codebook.grad.abs().sum(1) > 0).all()
-    # the chosen code's own gradient, and that of the probabilities, by their definition
-    free, flat = codebook.detach().clone().requires_grad_(), places(vectors_4)
-    p = torch.softmax(-torch.cdist(flat, free).square(), dim=1)
-    chosen = F.one_hot(quantized.ids.flatten(), 16).float()
-    ((p + (chosen - p).detach()) @ free * places(weights)).sum().backward()
-    assert free.grad is not None
-    torch.testing.assert_close(codebook.grad, free.grad, rtol=1e-3, atol=1e-4)
-
-
-def test_ibq_loss_is_that_of_the_paper():
-    quantizer = made(IndexBackpropagationConfig(16, 4, 0.25, 0.05, 0.5)).train()
-    quantized = quantizer(vectors_4)
-    [codebook] = quantizer.parameters()
-    flat = places(vectors_4)
-    p = torch.softmax(-torch.cdist(flat, codebook).square() / 0.5, dim=1)
-    hard, soft = codebook[quantized.ids.flatten()], p @ codebook
-    of_vectors, of_codes = entropies(quantizer, p)
-    expected = 1.25 * F.mse_loss(hard, flat) + F.mse_loss(soft, flat) + 0.05 * (of_vectors - of_codes)
-    torch.testing.assert_close(quantized.loss, expected, rtol=1e-4, atol=1e-6)
-
-
-def test_simvq_begins_where_the_vectors_lie_and_moves_all_codes_by_one_map():
-    torch.manual_seed(0)
-    vectors = torch.randn(5000, 4) @ torch.diag(torch.tensor([3.0, 1.0, 0.3, 0.1]))
-    quantizer = SimConfig(512, 4, 0.25).build()
-    quantizer.start_from(vectors)
-    codebook = quantizer.lookup(torch.arange(512)[None, :, None])[0, :, :, 0].T
-    torch.testing.assert_close(codebook.T @ codebook / 512, vectors.T @ vectors / 5000, rtol=0.2, atol=0.2)
-    assert [tuple(p.shape) for p in quantizer.parameters()] == [(4, 4)]
-
-
-def test_gumbel_draws_by_its_probabilities_and_pays_their_divergence():
-    quantizer = made(GumbelConfig(16, 4, 0.5, 1.0, 0.1, True)).train()
-    vectors = vectors_4[:1, :, :1, :1]
-    logits = quantizer.get_submodule("logits")(places(vectors))
-    even = torch.distributions.Categorical(torch.ones(16))
-    divergence = torch.distributions.kl_divergence(torch.distributions.Categorical(logits=logits), even).mean()
-    torch.testing.assert_close(quantizer(vectors).loss, 0.5 * divergence)
-    many = quantizer(vectors.expand(20000, -1, -1, -1))
-    drawn = nearest(places(many.codes.detach()), quantizer.get_parameter("codebook").detach())
-    share = torch.bincount(drawn, minlength=16) / 20000
-    torch.testing.assert_close(share, logits.softmax(1)[0], rtol=0, atol=0.02)
-    temperatures = []
-    for progress in (0.0, 0.5, 1.0, 2.0):
-        quantizer.at(progress)
-        temperatures.append(float(quantizer(vectors).stats["temperature"]))
-    assert temperatures == pytest.approx([1.0, 0.55, 0.1, 0.1])
-
-
-def test_a_residual_code_is_of_what_is_left():
-    quantizer = made(MultiCodebookConfig(3, True, 16, 4, 0.9, 0.25, False, 0.0)).eval()
-    quantized = quantizer(vectors_4)
-    left, books = places(vectors_4), [quantizer.get_submodule(f"books.{level}") for level in range(3)]
-    for level, book in enumerate(books):
-        codebook = book.get_buffer("codebook")
-        ids = torch.cdist(left, codebook).argmin(1)
-        assert torch.equal(quantized.ids[..., level::3].flatten(), ids + 16 * level)
-        left = left - codebook[ids]
-    torch.testing.assert_close(places(quantized.codes), places(vectors_4) - left, rtol=1e-4, atol=1e-5)
-    errors = [
-        float(
-            F.mse_loss(
-                made(MultiCodebookConfig(n, True, 16, 4, 0.9, 0.25, False, 0.0)).eval()(vectors_4).codes, vectors_4
-            )
-        )
-        for n in (1, 2, 3)
-    ]
-    assert errors == sorted(errors, reverse=True)
-
-
-@given(seed=st.integers(0, 20), codes=st.integers(2, 30), same=st.booleans())
-def test_every_round_of_k_means_lowers_the_error_and_no_code_stays_empty(seed: int, codes: int, same: bool):
-    vectors = torch.randn(100, 3, generator=torch.Generator().manual_seed(seed))
-    if same:
-        vectors[20:] = vectors[:1]  # nearly all centres begin at one place
-    found, errors = [k_means(vectors, codes, rounds) for rounds in range(8)], []
-    for centres, _ in found:
-        errors.append(float(torch.cdist(vectors, centres).min(1).values.square().sum()))
-    assert all(after <= before * 1.0001 + 1e-6 for before, after in pairwise(errors))
-    centres, counts = found[-1]
-    assert counts.sum() == 100
-    assert same or (torch.bincount(nearest(vectors, centres), minlength=codes) > 0).all()
-    with pytest.raises(ValueError, match=f"{codes - 1} patches are too few for {codes} codes"):
-        k_means(vectors[: codes - 1], codes)
 
 
 # What is refused
