@@ -28,11 +28,10 @@ class Splits:
 
     def split_of(self, document: Document, styles: Mapping[str, Sequence[str]] | None = None) -> str:
         """The split of a document. `styles` gives the styles a concept is drawn in; without it none is held out."""
-        concept = document.fields.get("concept")
-        if concept is None:
-            return self._base(f"key:{document.key}")
-        unit = f"concept:{concept.casefold()}"
+        unit, concept = _unit(document), document.fields.get("concept")
         split = self._base(unit)
+        if concept is None:
+            return split
         drawn = sorted((styles or {}).get(concept, ()))
         if split != TRAIN or len(drawn) < 2 or self._draw("held out", unit) >= self.heldout_style:
             return split
@@ -46,6 +45,21 @@ class Splits:
         return VAL if draw < self.test + self.val else TRAIN
 
     def _draw(self, purpose: str, unit: str) -> float:
-        """Uniform in [0, 1), a pure function of seed, purpose and unit."""
-        digest = hashlib.sha256(f"{self.seed}\0{purpose}\0{unit}".encode()).digest()
-        return int.from_bytes(digest[:6], "big") / 2**48
+        return _draw(self.seed, purpose, unit)
+
+
+def in_share(document: Document, share: float) -> bool:
+    """Whether a document belongs to this share of all concepts: the same ones always, all of them for 1."""
+    return _draw(0, "share", _unit(document)) < share
+
+
+def _unit(document: Document) -> str:
+    """What is never parted: all documents of a concept, or a document without one."""
+    concept = document.fields.get("concept")
+    return f"key:{document.key}" if concept is None else f"concept:{concept.casefold()}"
+
+
+def _draw(seed: int, purpose: str, unit: str) -> float:
+    """Uniform in [0, 1), a pure function of seed, purpose and unit."""
+    digest = hashlib.sha256(f"{seed}\0{purpose}\0{unit}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48

@@ -52,7 +52,7 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "val test heldout_style beta1 beta2 embedding_dropout attention_dropout residual_dropout",
     ),
     ("above 0 and less than 1", lambda n: 0 < n < 1, "decay"),
-    ("above 0 and at most 1", lambda n: 0 < n <= 1, "top_p"),
+    ("above 0 and at most 1", lambda n: 0 < n <= 1, "top_p share"),
     ("from 0.98 to 1", lambda n: 0.98 <= n <= 1, "character_coverage"),
     ("from 0 to 4294967295", lambda n: 0 <= n < 2**32, "seed"),  # what every generator of random numbers takes
     ("a finite number", lambda n: True, "guidance picture_guidance"),

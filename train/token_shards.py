@@ -16,6 +16,7 @@ from ..data.document import Document, TokenDocument
 from ..data.encoding import DocumentEncoder
 from ..data.record import DATASET
 from ..data.shards import RECORDS, ShardError, parse_sample, read_samples, write_shard
+from ..data.splits import in_share
 from ..tokenizers.vocabulary import TEXT
 
 Shard = Mapping[str, Any]  # as dataset.json lists it: file, documents, sha256
@@ -27,11 +28,13 @@ class ShardWork:
     """What is to be done with each shard of the folder `source`.
 
     folder: where the token shard goes, under the same name; request: the identity of what tokens are made from.
+    share: of the concepts, whose documents are encoded; the others are left out.
     """
 
     source: Path
     folder: Path
     request: str
+    share: float = 1.0
 
     def done(self, shard: Shard, encoder: DocumentEncoder, advance: Advance = lambda _: None) -> dict[str, Any]:
         """The record of a shard: kept where an earlier run finished it for the same request, else made.
@@ -44,7 +47,7 @@ class ShardWork:
             return record
         path = self.source / shard["file"]
         try:
-            documents = encoder.encode(_documents(path, shard), advance)
+            documents = encoder.encode(self._documents(path, shard, advance), advance)
         except ShardError:
             raise
         except ValueError as error:
@@ -79,6 +82,13 @@ class ShardWork:
         }
         atomic_write_json(self._record(file), {**record, "request": self.request})
         return record
+
+    def _documents(self, path: Path, shard: Shard, advance: Advance) -> Iterator[Document]:
+        for document in _documents(path, shard):
+            if in_share(document, self.share):
+                yield document
+            else:
+                advance(1)
 
     def _record(self, file: str) -> Path:
         return self.folder / RECORDS / f"{file}.json"

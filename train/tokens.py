@@ -24,6 +24,7 @@ from ..data.encoding import DocumentEncoder
 from ..data.fitting import Fitting
 from ..data.record import DATASET, DOCUMENTS, FORMAT_VERSION, TOKENS, VOCABULARY, read_record
 from ..data.shards import RECORDS
+from ..data.splits import TRAIN
 from ..model.codec import Codec
 from .machine import choose_device
 from .shards import make_shards
@@ -55,6 +56,7 @@ def make_tokens(config: DictConfig) -> Path:
         fitting_of(codec, int(options.resolution), float(options.max_ratio)),
         batch_size=int(options.batch_size),
         workers=int(options.workers),
+        share=float(options.share),
         device=device,
         engine=engine,
     )
@@ -104,14 +106,20 @@ def write_tokens(
     *,
     batch_size: int = 64,
     workers: int = 2,
+    share: float = 1.0,
     device: torch.device | str = "cpu",
     engine: Engine = each_shard,
     console: Console | None = None,
 ) -> Path:
-    """`make_tokens` with the tokenizers at hand. The folder of tokens stands beside `source`."""
+    """`make_tokens` with the tokenizers at hand. The folder of tokens stands beside `source`.
+
+    share: of the concepts that are encoded, in every split. ValueError where none of the train split are among them.
+    """
     documents = read_record(source, DOCUMENTS)
     text, image, written = codec.text_tokenizer, codec.image_tokenizer, published(codec)
-    tokenizer = identity(text.identity, image.identity, *fitting.record.values(), *([written] if written else []))
+    of_share = {} if share == 1 else {"share": share}
+    parts = (*fitting.record.values(), *([written] if written else []), *of_share.values())
+    tokenizer = identity(text.identity, image.identity, *parts)
     folder = source.with_name(f"{source.name}-{tokenizer[:12]}")
     made_from = {
         "format_version": FORMAT_VERSION,
@@ -120,6 +128,7 @@ def write_tokens(
         "image_tokenizer": image.identity,
         **fitting.record,
         **written,
+        **of_share,
     }
     if _finished(folder, made_from):
         return folder
@@ -129,7 +138,10 @@ def write_tokens(
     with FolderLock(folder):
         if _finished(folder, made_from):  # by the run that held the lock
             return folder
-        splits = _write(source, folder, documents["splits"], encoder, identity(made_from), engine, console)
+        work = ShardWork(source, folder, identity(made_from), share)
+        splits = _write(work, documents["splits"], encoder, engine, console)
+        if TRAIN in splits and not splits[TRAIN]["documents"]:
+            raise ValueError(f"tokens.share={share} leaves no document of the {TRAIN} split: raise it")
         atomic_write(folder / VOCABULARY, vocabulary.to_json() + "\n")
         contents = {split: [(s["file"], s["sha256"]) for s in entry["shards"]] for split, entry in splits.items()}
         record = {
@@ -167,21 +179,19 @@ def _finished(folder: Path, made_from: Mapping[str, Any]) -> bool:
 
 
 def _write(
-    source: Path,
-    folder: Path,
+    work: ShardWork,
     splits: Mapping[str, Mapping[str, Any]],
     encoder: DocumentEncoder,
-    request: str,
     engine: Engine,
     console: Console,
 ) -> dict[str, dict[str, Any]]:
     """What dataset.json says of each split, once its shards are written."""
+    folder = work.folder
     remove_partials(folder)
     (folder / RECORDS).mkdir(exist_ok=True)
     remove_partials(folder / RECORDS)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     times = (TimeElapsedColumn(), TextColumn("estimate"), TimeRemainingColumn(elapsed_when_finished=True))
-    work = ShardWork(source, folder, request)
     shards = [shard for entry in splits.values() for shard in entry["shards"]]
     with Progress(*columns, *times, console=console) as progress:
         task = progress.add_task("tokens", total=sum(entry["documents"] for entry in splits.values()))

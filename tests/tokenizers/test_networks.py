@@ -46,8 +46,8 @@ QUANTIZERS: dict[str, QuantizerConfig] = {
 FLAT: dict[str, NetworkConfig] = {  # of any size, all f4
     "convolutional": ConvolutionalConfig(2, (8, 32), (1, 1), (1, 1), False, encoder_attention=1, decoder_attention=1),
     "convolutional, spatial norm": ConvolutionalConfig(4, (32,), (1,), (1,), True, decoder_attention=1),
-    "vqgan": VQGANNetworkConfig(8, 32, (1, 2, 2), 1, (2,)),
-    "movqgan": MoVQGANNetworkConfig(4, 32, (1, 2, 2), 1, (2,)),
+    "vqgan": VQGANNetworkConfig(32, (1, 2, 2), 1, (2,), latent_channels=8),
+    "movqgan": MoVQGANNetworkConfig(32, (1, 2, 2), 1, (2,), temporal_downsample_factor=4),
     "dvae": DVAEConfig(32, (1, 1, 2), 1, 16),
     "vit": ViTConfig(4, 32, 2, 1, 1),
 }

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -101,12 +102,17 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def write(
-    folder: Path, text: TextTokenizer, image: MeanTokenizer | None = None, side: int = 16, ratio: float = 1
+    folder: Path,
+    text: TextTokenizer,
+    image: MeanTokenizer | None = None,
+    side: int = 16,
+    ratio: float = 1,
+    share: float = 1,
 ) -> Path:
     image = image or MeanTokenizer()
     vocabulary = Vocabulary.appended(text.size, codebooks={"image": image.codebook_size})
     codec = Codec(vocabulary, text, cast(PixelTokenizer, image))
-    return write_tokens(folder, codec, Fitting(image.patch, side, ratio), batch_size=4, console=QUIET)
+    return write_tokens(folder, codec, Fitting(image.patch, side, ratio), batch_size=4, share=share, console=QUIET)
 
 
 def test_every_document_has_the_codes_of_its_text_and_picture(folder: Path, text: TextTokenizer) -> None:
@@ -133,6 +139,31 @@ def test_every_document_has_the_codes_of_its_text_and_picture(folder: Path, text
     (_, words), (_, codes) = grammar.read(grammar.write(segments))
     assert (text.decode(words.tolist()), codes.tolist()) == ("grey 4", [[28, 28]] * 2)
     assert validate(made).faults == []
+
+
+def test_a_share_has_whole_concepts_and_a_folder_of_its_own(tmp_path: Path, text: TextTokenizer) -> None:
+    def drawn(number: int, style: str) -> Document:
+        made = document(number)
+        return replace(made, key=f"{made.key}{style}", fields={"concept": f"Shade {number}", "style": style})
+
+    shards = [[drawn(number, style) for style in "ab" for number in range(first, first + 20)] for first in (0, 20)]
+    folder = source(tmp_path / "shades", {"train": shards, "val": [[drawn(50, "a")]]})
+    whole, half, quarter = (write(folder, text, share=share) for share in (1.0, 0.5, 0.25))
+    assert len({whole, half, quarter}) == 3
+    of_half, of_quarter = (
+        {
+            document.key
+            for document in map(TokenDataset(made, "train").__getitem__, range(len(TokenDataset(made, "train"))))
+        }
+        for made in (half, quarter)
+    )
+    assert of_quarter < of_half
+    for keys, about in ((of_half, 40), (of_quarter, 20)):
+        assert 0.5 * about < len(keys) < 1.5 * about
+        assert {key[:-1] + style for key in keys for style in "ab"} == keys  # both styles or none
+    validate(half)
+    with pytest.raises(ValueError, match=r"tokens.share=1e-09 leaves no document of the train split"):
+        write(folder, text, share=1e-9)
 
 
 def test_pictures_are_encoded_in_batches_of_one_size(tmp_path: Path, text: TextTokenizer) -> None:
@@ -270,6 +301,7 @@ def test_the_step_reads_a_tokenizer_run(
         "max_ratio": 1.0,
         "batch_size": 8,
         "workers": 1,
+        "share": 1.0,
         "device": "cpu",
         "engine": "local",
         "processes": None,

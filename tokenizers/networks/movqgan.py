@@ -12,7 +12,6 @@ the part that lies on it. The batch norms over time take the statistics of the b
 Dimensions: B batch, T frames of a code, D dimension of a code, H W pixels, h w grid of codes.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from einops import repeat
@@ -21,39 +20,25 @@ from torch import Tensor, nn
 
 from .. import movqgan
 from ..movqgan_layers import CausalConv
-from ..vqgan import check_levels
-from .network import NetworkConfig, PixelDecoder, standardise
-from .vqgan import check_attention_levels
+from .levels import LevelsConfig
+from .network import PixelDecoder, standardise
 
 
 @dataclass(frozen=True)
-class MoVQGANNetworkConfig(NetworkConfig):
+class MoVQGANNetworkConfig(LevelsConfig):
     """
     temporal_downsample_factor: frames of a code, a power of two
-    base_channels, channel_multiplier: width of each level, finest first; each after the first halves the sides, so that
-        three levels are f4, four f8, five f16. Widths are multiples of 32
-    num_res_blocks: residual blocks a level, and blocks over time; the decoder has one more a level
-    attention_levels: levels with attention behind each block, by their index from 0
+
+    Of blocks over time there are as many as `num_res_blocks`, and the decoder has one more of each a level.
     """
 
     kind = "movqgan"
 
     temporal_downsample_factor: int
-    base_channels: int
-    channel_multiplier: Sequence[int]
-    num_res_blocks: int
-    attention_levels: Sequence[int]
 
     def __post_init__(self) -> None:
-        for name in ("channel_multiplier", "attention_levels"):
-            object.__setattr__(self, name, tuple(int(n) for n in getattr(self, name)))
-        check_levels(self.base_channels, self.channel_multiplier, self.num_res_blocks)
-        check_attention_levels(self.attention_levels, len(self.channel_multiplier))
+        super().__post_init__()
         self.shape(1)  # checks the rest
-
-    @property
-    def patch(self) -> int:
-        return 2 ** (len(self.channel_multiplier) - 1)
 
     def shape(self, dim: int) -> movqgan.MoVQGANConfig:
         """The same as the published tokenizer says it."""
