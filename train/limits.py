@@ -27,7 +27,7 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "0 or more",
         lambda n: n >= 0,
-        "encoder_blocks decoder_blocks encoder_attention decoder_attention attention_levels commitment "
+        "encoder_blocks decoder_blocks encoder_attention decoder_attention attention_levels commitment rate "
         "dead_code_threshold l1 l2 perceptual quantizer entropy diversity kl weight lecam start_step learning_rate "
         "muon_learning_rate weight_decay warmup_steps "
         "words_to_picture picture_to_words page text image prefetch z_loss validation_documents sample_pictures "

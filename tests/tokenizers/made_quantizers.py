@@ -16,6 +16,7 @@ EMA = MovingAverageConfig(16, 4, 0.9, 0.25, False, 0.0)
 SMALL: dict[str, QuantizerConfig] = {
     "ema": EMA,
     "cosine": MovingAverageConfig(16, 4, 0.9, 0.25, True, 0.0),
+    "ecvq": MovingAverageConfig(16, 4, 0.9, 0.25, False, 0.0, rate=0.2),
     "gradient": GradientConfig(16, 4, 0.25, False),
     "gradient, cosine": GradientConfig(16, 4, 0.25, True),
     "fsq": FiniteScalarConfig((4, 3, 5)),

@@ -65,6 +65,27 @@ def test_dead_codes_are_put_on_vectors_of_the_batch():
     assert (torch.cdist(codes, places(far)).min(1).values < 3).all()
 
 
+@given(st.floats(0.01, 3), st.integers(0, 2**31))
+def test_a_rate_weighs_distance_against_the_bits_of_a_code(rate: float, seed: int):
+    """Chou, Lookabaugh and Gray, equation 8, by brute force; a larger rate never costs more bits."""
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.rand(16, generator=generator)
+    vectors = torch.randn(2, 4, 3, 3, generator=generator)
+
+    def chosen(rate: float) -> torch.Tensor:
+        quantizer = made(MovingAverageConfig(16, 4, 0.9, 0.25, False, 0.01, rate)).eval()
+        quantizer.counts.copy_(counts)  # pyright: ignore[reportCallIssue]
+        return quantizer(vectors).ids.flatten()
+
+    codes = made(MovingAverageConfig(16, 4, 0.9, 0.25, False, 0.01)).state_dict()["codebook"]
+    bits = -(counts.clamp_min(0.01) / counts.clamp_min(0.01).sum()).log2()
+    costs = [[float((v - c).square().sum() + rate * b) for c, b in zip(codes, bits, strict=True)] for v in places(vectors)]
+    ids = chosen(rate)
+    for place, row in enumerate(costs):
+        assert row[ids[place]] <= min(row) + 1e-4
+    assert bits[chosen(2 * rate)].sum() <= bits[ids].sum() + 1e-4 <= bits[chosen(0)].sum() + 2e-4
+
+
 def test_the_codebooks_term_weighs_one_and_the_encoders_its_commitment():
     """VQ-VAE, equation 3: values of both forms are equal, so gradients tell."""
     quantizer = made(GradientConfig(16, 4, 0.25, False)).train()

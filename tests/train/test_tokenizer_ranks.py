@@ -26,6 +26,7 @@ STEPS, BATCH = 6, 8
 CONFIGS: dict[str, QuantizerConfig] = {
     "ema with revival": MovingAverageConfig(32, 4, 0.5, 0.25, False, 0.5),
     "cosine with revival": MovingAverageConfig(32, 4, 0.5, 0.25, True, 0.5),
+    "ecvq with revival": MovingAverageConfig(32, 4, 0.5, 0.25, False, 0.5, rate=0.2),
     "gradient": GradientConfig(32, 4, 0.25, False),
     "residual": MultiCodebookConfig(2, True, 32, 4, 0.5, 0.25, False, 0.5),
     "lfq": LookupFreeConfig(32, 0.25, 0.5, 1.0, 1.0),

@@ -1,7 +1,8 @@
 """A codebook that follows its vectors by exponential moving averages, on the unit sphere if wanted.
 
 VQ-VAE (https://arxiv.org/abs/1711.00937, appendix A.1); revived codes as in Jukebox (https://arxiv.org/abs/2005.00341,
-section 3.1); the sphere as in ViT-VQGAN (https://arxiv.org/abs/2110.04627, section 3.1).
+section 3.1); the sphere as in ViT-VQGAN (https://arxiv.org/abs/2110.04627, section 3.1); `rate` as in
+entropy-constrained vector quantization (Chou, Lookabaugh and Gray, https://doi.org/10.1109/29.17498).
 
 vector-quantize-pytorch, which tests compare it with, draws the vectors of revived codes on each rank by itself: here
 several ranks do what one would do with all of their batches.
@@ -29,6 +30,8 @@ class MovingAverageConfig(CodebookConfig):
     commitment: weight of the loss that pulls the encoder to its code
     cosine: codes and vectors have length 1
     dead_code_threshold: a code whose average count a batch falls below this is replaced by a vector of the batch
+    rate: squared distance that a bit is worth: of two codes about as near, the one that is used more is chosen, so that
+        codes are easier to predict and a reconstruction keeps its codes; 0 takes the nearest
     """
 
     kind = "ema"
@@ -37,18 +40,21 @@ class MovingAverageConfig(CodebookConfig):
     commitment: float
     cosine: bool
     dead_code_threshold: float
+    rate: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.decay < 1:
             raise ValueError(f"tokenizer.quantizer.decay={self.decay} must lie between 0 and 1")
+        if self.rate < 0:
+            raise ValueError(f"tokenizer.quantizer.rate={self.rate} must be 0 or more")
 
     def build(self) -> "MovingAverageQuantizer":
         return MovingAverageQuantizer(self)
 
 
 class MovingAverageQuantizer(Quantizer):
-    """The nearest entry of the codebook."""
+    """The nearest entry of the codebook, or with a `rate` the one at the least distance and code length."""
 
     per_code = ("codebook", "counts", "sums")
 
@@ -69,7 +75,7 @@ class MovingAverageQuantizer(Quantizer):
 
     def forward(self, vectors: Float[Tensor, "b d h w"]) -> Quantized:
         vectors = self.compared(vectors)
-        ids = nearest(vectors.movedim(1, -1).to(self.codebook.dtype), self.codebook)
+        ids = nearest(vectors.movedim(1, -1).to(self.codebook.dtype), self.codebook, self.costs())
         codes = self.lookup(ids).to(vectors.dtype)
         loss = self.config.commitment * F.mse_loss(vectors, codes)
         if self.training:
@@ -78,6 +84,16 @@ class MovingAverageQuantizer(Quantizer):
 
     def compared(self, vectors: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
         return F.normalize(vectors, dim=1) if self.config.cosine else vectors
+
+    def costs(self) -> Float[Tensor, " k"] | None:
+        """What each code's length in bits, -log2 of its share, adds to its squared distance; None for a rate of 0.
+
+        A code that was hardly ever used counts as one that is about to be revived.
+        """
+        if not self.config.rate:
+            return None
+        counts = self.counts.clamp_min(max(self.config.dead_code_threshold, SMOOTHING))
+        return -self.config.rate * (counts / counts.sum()).log2()
 
     def lookup(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
         return self.codebook[ids].movedim(-1, 1)

@@ -12,12 +12,16 @@ DISTANCES = 2**25  # most distances in memory at once, 128 MiB of float32
 
 
 @torch.no_grad()
-def nearest(vectors: Float[Tensor, "*grid d"], codebook: Float[Tensor, "k d"]) -> Int[Tensor, "*grid"]:
-    """The code at the least squared distance; of several, the first.
+def nearest(
+    vectors: Float[Tensor, "*grid d"], codebook: Float[Tensor, "k d"], costs: Float[Tensor, " k"] | None = None
+) -> Int[Tensor, "*grid"]:
+    """The code at the least squared distance, to which `costs` of each code are added; of several, the first.
 
     The square is multiplied out in the order of the published models, whose ids would differ in near-ties else.
     """
     lengths = codebook.square().sum(1)
+    if costs is not None:
+        lengths = lengths + costs
     ids = [
         (part.square().sum(1, keepdim=True) + lengths - 2 * (part @ codebook.T)).argmin(1)
         for part in vectors.flatten(0, -2).split(max(1, DISTANCES // len(codebook)))
