@@ -79,7 +79,9 @@ def test_a_rate_weighs_distance_against_the_bits_of_a_code(rate: float, seed: in
 
     codes = made(MovingAverageConfig(16, 4, 0.9, 0.25, False, 0.01)).state_dict()["codebook"]
     bits = -(counts.clamp_min(0.01) / counts.clamp_min(0.01).sum()).log2()
-    costs = [[float((v - c).square().sum() + rate * b) for c, b in zip(codes, bits, strict=True)] for v in places(vectors)]
+    costs = [
+        [float((v - c).square().sum() + rate * b) for c, b in zip(codes, bits, strict=True)] for v in places(vectors)
+    ]
     ids = chosen(rate)
     for place, row in enumerate(costs):
         assert row[ids[place]] <= min(row) + 1e-4
