@@ -8,6 +8,7 @@ a tokenizer that keeps less of a picture has less to say, so read them beside th
 """
 
 import io
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..data.artefact import atomic_write, atomic_write_json
+from ..data.splits import TEST
 from ..model.codec import read_card
 from .pretrain import EXPORT
 from .pretrain_metrics import SAMPLES
@@ -28,10 +30,15 @@ from .tokenizer import GRID
 
 TABLE, NUMBERS, PAGE = "comparison.md", "comparison.json", "comparison.png"
 WIDTH, GAP, FONT = 720, 16, 22  # pixels: of a column of the page, between its parts, of its heading
-# metrics.json of the tokenizer, and of the decoder -> words and form of a row
+# metrics.json of the tokenizer, what `evaluate` found of it, and metrics.json of the decoder -> words and form of a row
 OF_TOKENIZER: dict[str, tuple[str, str]] = {
     "psnr": ("PSNR of unseen pictures, dB", "{:.2f}"),
+    "ssim": ("SSIM", "{:.3f}"),
+    "perceptual_hed": ("perceptual distance", "{:.4f}"),
+    "kid_efficientnet": ("KID", "{:.3f}"),
     "codebook_usage": ("codes used", "{:.0%}"),
+    "codebook_perplexity": ("perplexity of the codes", "{:.0f}"),
+    "drift": ("codes changed by encoding again", "{:.1%}"),
 }
 OF_DECODER: dict[str, tuple[str, str]] = {
     "codes_per_picture": ("codes a picture", "{:.0f}"),
@@ -94,7 +101,14 @@ def _judged(run: Path) -> Judged:
     card, _ = read_card(run / EXPORT)
     found = _tokenizer_run(config, card.identities.get("image"))
     name = found.resolve().name if found else f"{config.tokenizer.name} {card.identities.get('image', '')[:8]}"
-    return Judged(name, run, decoder, config, found, finished_run(found) if found else {})
+    return Judged(name, run, decoder, config, found, _measured(found, config.data.name) if found else {})
+
+
+def _measured(tokenizer_run: Path, data: str) -> dict[str, Any]:
+    """The numbers of a tokenizer's run, and those of `omnigram evaluate` on its own test split where it was run."""
+    evaluation = tokenizer_run / f"evaluation-{data}-{TEST}.json"
+    numbers = json.loads(evaluation.read_text())["numbers"] if evaluation.is_file() else {}
+    return {**numbers, **finished_run(tokenizer_run)}
 
 
 def _tokenizer_run(config: DictConfig, identity: str | None) -> Path | None:

@@ -162,6 +162,7 @@ def test_the_road(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [one["tokenizer"] for one in numbers] == [*(Path(folder).name for folder in folders), "mapped"]
     assert numbers[1]["codes_per_picture"] == 2 * numbers[0]["codes_per_picture"]
     assert numbers[2]["psnr"] == numbers[0]["psnr"]
+    assert [one["perceptual_hed"] is None for one in numbers] == [True, True, False]  # the last has been evaluated
     assert all(one["bits_first_code_train"] > 0 for one in numbers)
     runs = [one["run"] for one in numbers]
     assert main(["compare", *runs, "--out", "again"]) == 0
