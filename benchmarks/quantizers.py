@@ -2,18 +2,22 @@
 
 1. steps      how many each quantizer makes in the minutes, from rates measured in turns; kept in `--out`, so that the
               same command goes on after a stop
-2. runs       `omnigram tokenizer tokenizer/quantizer=…` for each quantizer and seed, and `omnigram evaluate` of it
-3. decoders   `omnigram through-decoder` on all of them: the table and the page
+2. runs       for each quantizer and seed `omnigram tokenizer tokenizer/quantizer=…`, `omnigram evaluate` of it, and
+              `omnigram through-decoder`; as many side by side as wanted, as the steps are fixed
+3. table      of all of them, and the page of their reconstructions and samples
 """
 
 import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from timing.rounds import command, in_turns, parser
 from tokenizer import Ours, made_pictures
 
@@ -21,7 +25,7 @@ from omnigram.data.artefact import atomic_write_json
 from omnigram.train.compose import compose_config
 from omnigram.train.machine import prepare
 
-QUANTIZERS = ["ema", "cosine", "fsq", "lfq", "ibq", "simvq", "gumbel"]
+QUANTIZERS = ["ema", "ecvq", "cosine", "fsq", "lfq", "ibq", "simvq", "gumbel"]
 
 
 def options() -> argparse.ArgumentParser:
@@ -33,6 +37,9 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="a run of each for every seed")
     made.add_argument("--settings", nargs="*", default=[], metavar="KEY=VALUE", help="of all of them")
     made.add_argument("--decoder", action="store_true", help="judge them through the decoder, too")
+    made.add_argument(
+        "--at-once", type=int, default=1, metavar="N", help="runs side by side, each with --threads; steps are fixed"
+    )
     made.add_argument("--out", type=Path, default=Path("runs/quantizers"), metavar="DIR", help="where steps are kept")
     return made
 
@@ -60,10 +67,28 @@ def measured_steps(args: argparse.Namespace) -> dict[str, int]:
     return {name: round(60 * args.minutes * median(found)) for name, found in rates.items()}
 
 
-def omnigram(*words: str) -> str:
-    """The last line that a command prints."""
-    done = subprocess.run([sys.executable, "-m", "omnigram.train.cli", *words], check=True, stdout=subprocess.PIPE)
-    return done.stdout.decode().strip().splitlines()[-1]
+def omnigram(log: Path, *words: str) -> str:
+    """The last line that a command prints; what it says of its progress goes to the end of the log."""
+    with log.open("a") as file:
+        command = [sys.executable, "-m", "omnigram.train.cli", *words]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=file, text=True)
+    if done.returncode:
+        sys.exit(f"omnigram {' '.join(words)} failed, see {log}: {log.read_text().strip().splitlines()[-1]}")
+    return done.stdout.strip().splitlines()[-1]
+
+
+def judged(args: argparse.Namespace, steps: int, name: str, seed: int, advance: Callable[[], None]) -> str:
+    """The run of one quantizer, trained, evaluated and, if wanted, learnt by a decoder."""
+    log, threads = args.out / f"{name}-{seed}.log", f"threads={args.threads}"
+    chosen = [f"tokenizer/quantizer={name}", f"tokenizer.name={name}", f"tokenizer.trainer.max_steps={steps}"]
+    run = omnigram(log, "tokenizer", *chosen, f"seed={seed}", threads, *args.settings)
+    advance()
+    omnigram(log, "evaluate", f"evaluate.run={run}", threads)
+    advance()
+    if args.decoder:
+        omnigram(log, "through-decoder", run, threads)
+        advance()
+    return run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,18 +99,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         steps |= measured_steps(argparse.Namespace(**{**vars(args), "quantizers": lacking}))
         atomic_write_json(kept, steps)
-    runs = []
-    for seed in args.seeds:
-        for name in args.quantizers:
-            chosen = [
-                f"tokenizer/quantizer={name}",
-                f"tokenizer.name={name}",
-                f"tokenizer.trainer.max_steps={steps[name]}",
-            ]
-            runs.append(omnigram("tokenizer", *chosen, f"seed={seed}", f"threads={args.threads}", *args.settings))
-            omnigram("evaluate", f"evaluate.run={runs[-1]}")
+    wanted = [(name, seed) for seed in args.seeds for name in args.quantizers]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task("commands", total=len(wanted) * (3 if args.decoder else 2))
+        with ThreadPoolExecutor(args.at_once) as pool:
+            runs = list(pool.map(lambda one: judged(args, steps[one[0]], *one, lambda: progress.advance(task)), wanted))
     if args.decoder:
-        print(omnigram("through-decoder", *runs))
+        print(omnigram(args.out / "comparison.log", "through-decoder", *runs, f"threads={args.threads}"))
     print("\n".join(runs))
     print(f"repeat   {command('benchmarks/quantizers.py', args)}")
 
