@@ -70,10 +70,13 @@ class ImageTokenizer(PixelTokenizer):
     def quantize(self, pixels: Float[Tensor, "b 3 height width"]) -> Quantized:
         """Pixels -> the quantized vectors with their ids, the commitment loss and statistics; trains in train mode.
 
-        Raises ValueError if a side is no multiple of `patch`.
+        Codes are chosen in the precision of the weights, also where autocast lowers that of the networks: near-ties
+        fall elsewhere in bfloat16. Raises ValueError if a side is no multiple of `patch`.
         """
         self.check_pixels(pixels)
-        return self.quantizer(self.encoder(pixels))
+        vectors = self.encoder(pixels)
+        with torch.autocast(vectors.device.type, enabled=False):
+            return self.quantizer(vectors.to(next(self.encoder.parameters()).dtype))
 
     def _ids(self, pixels: Float[Tensor, "b 3 height width"]) -> Int[Tensor, "b h w"]:
         return self.quantize(pixels).ids

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data.picture_batches import PictureBatch
@@ -51,7 +52,10 @@ class ImageTokenizerTraining(StepModule):
     def __init__(self, tokenizer: ImageTokenizer, settings: DictConfig, world: World | None = None) -> None:
         super().__init__(settings.trainer.max_skipped_steps, world)
         self.automatic_optimization = False
-        self.tokenizer = tokenizer.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.tokenizer = tokenizer
+        for parameter in tokenizer.parameters():
+            if parameter.ndim == 4:  # of convolutions over pictures, not over clips
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.averaged = AveragedModel(tokenizer, multi_avg_fn=get_ema_multi_avg_fn(settings.trainer.ema_decay))
         self.averaged.requires_grad_(False)
         self.perceptual = loss_distance(settings.loss)
@@ -67,6 +71,12 @@ class ImageTokenizerTraining(StepModule):
         module = self.averaged.module
         assert isinstance(module, ImageTokenizer)
         return module
+
+    @property
+    def _statistics(self) -> list[Tensor]:
+        """What the tokenizer's batch norms remember of batches, and change whenever they see one."""
+        norms = (module for module in self.tokenizer.modules() if isinstance(module, _BatchNorm))
+        return [buffer for norm in norms for buffer in norm.buffers()]
 
     def start_from(self, pixels: Tensor) -> None:
         """Begin at what `ImageTokenizer.start_from` finds in these pixels."""
@@ -87,6 +97,7 @@ class ImageTokenizerTraining(StepModule):
         pixels = to_pixels(self._mirrored(batch.pictures))
         of_tokenizer = optimizers if self.adversary is None else optimizers[:-1]
         adversary = self.adversary if self.adversary is not None and self.adversary.takes_part else None
+        before = [(buffer, buffer.clone()) for buffer in self._statistics]
         terms = self.terms(pixels)
         loss, judged, logged = terms.loss, None, dict(terms.logged)
         if adversary is not None:
@@ -103,6 +114,9 @@ class ImageTokenizerTraining(StepModule):
             logged |= {"discriminator": judged.hinge, "lecam": judged.lecam}
         if self.may_update(self._rates(adversary is not None), **numbers):
             self._update(of_tokenizer if adversary is None else optimizers, terms, judged)
+        else:
+            for buffer, value in before:
+                buffer.copy_(value)
         self._tell(terms, loss, {"gradient_norm": length, **learning_rates(of_tokenizer), **logged})
 
     def terms(self, pixels: Pixels) -> Terms:

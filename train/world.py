@@ -108,12 +108,20 @@ class World:
         return tensor
 
     def concatenate(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensors of all ranks, of one shape, one after the other along the first axis; without gradients."""
+        """The tensors of all ranks, alike but for their lengths, one after the other along the first axis.
+
+        Without gradients.
+        """
         if self.size == 1:
             return tensor
-        parts = [torch.empty_like(tensor) for _ in range(self.size)]
-        dist.all_gather(parts, tensor.contiguous())
-        return torch.cat(parts)
+        own = torch.tensor([len(tensor)], device=tensor.device)
+        lengths = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(lengths, own)
+        longest = int(max(lengths))
+        padded = torch.cat([tensor, tensor.new_zeros(longest - len(tensor), *tensor.shape[1:])])
+        parts = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[: int(length)] for part, length in zip(parts, lengths, strict=True)])
 
     def copy_from_first(self, module: torch.nn.Module) -> None:
         """Give the module the weights and buffers that it has on the first rank."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from made_quantizers import SMALL
 from safetensors.torch import load_file
 
 from omnigram.tokenizers.image import ImageTokenizer, to_pixels, to_uint8
@@ -15,7 +16,7 @@ from omnigram.tokenizers.movqgan import MoVQGAN, MoVQGANConfig
 from omnigram.tokenizers.networks.convolutional import AttentionBlock, ConvolutionalConfig, Decoder, Encoder
 from omnigram.tokenizers.pixel_tokenizer import PixelTokenizer, load_image_tokenizer
 from omnigram.tokenizers.quantizers.moving_average import MovingAverageConfig
-from omnigram.tokenizers.quantizers.quantizer import perplexity, places
+from omnigram.tokenizers.quantizers.quantizer import QuantizerConfig, perplexity, places
 from omnigram.tokenizers.vqgan import VQGAN, VQGANConfig
 
 
@@ -108,6 +109,22 @@ def test_ids_name_the_nearest_code_and_look_it_up(cosine: bool):
     nearest = torch.cdist(flat, codebook_of(tokenizer)).argmin(1)  # brute force
     assert torch.equal(quantized.ids.flatten(), nearest)
     torch.testing.assert_close(tokenizer.quantizer.lookup(quantized.ids), quantized.codes)
+
+
+@pytest.mark.parametrize("config", SMALL.values(), ids=SMALL)
+def test_autocast_lowers_the_networks_and_not_the_choice_of_codes(config: QuantizerConfig):
+    torch.manual_seed(0)
+    tokenizer = ImageTokenizer(ConvolutionalConfig(2, (8, 8), (1, 1), (1, 1), False), config).eval()
+    pixels = torch.rand(4, 3, 32, 32) * 2 - 1
+    tokenizer.start_from(pixels)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        vectors = tokenizer.encoder(pixels)
+        quantized = tokenizer.quantize(pixels)
+    assert vectors.dtype == torch.bfloat16
+    with torch.no_grad():
+        alone = tokenizer.quantizer(vectors.float())
+    assert torch.equal(quantized.ids, alone.ids)
+    assert torch.equal(quantized.codes, alone.codes)
 
 
 def test_a_row_of_a_batch_does_not_depend_on_the_others():

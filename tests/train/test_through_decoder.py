@@ -14,7 +14,7 @@ from rich.console import Console
 
 from omnigram.model.codec import read_card
 from omnigram.train.cli import main
-from omnigram.train.comparison import OF_DECODER, compare
+from omnigram.train.comparison import OF_DECODER, OF_TOKENIZER, compare
 from omnigram.train.compose import compose_config
 
 QUIET = Console(file=io.StringIO())
@@ -87,7 +87,8 @@ def test_what_is_not_known_is_left_open(exports: Path, tmp_path: Path) -> None:
     text = (compare([run], tmp_path / "side", QUIET) / "comparison.md").read_text()
     identity = read_card(exports / "model")[0].identities["image"]
     assert f"made {identity[:8]}" in text
-    assert text.count(" - |") == 3  # PSNR, codes used, held-out bits
+    open_rows = [line.split("|")[1].strip() for line in text.splitlines() if line.endswith(" - |")]
+    assert open_rows == [*(words for words, _ in OF_TOKENIZER.values()), OF_DECODER["bits_per_picture"][0]]
 
 
 @pytest.mark.usefixtures("within")
@@ -134,6 +135,7 @@ def test_what_cannot_be_compared_is_refused(exports: Path, tmp_path: Path, capsy
 def test_every_tokenizer_gets_the_same_training() -> None:
     config = compose_config(["experiment=through_decoder"])
     assert (config.model_name, config.loader.rows, config.loader.length) == ("nano", 1, 512)
+    assert (config.trainer.max_steps, config.tokens.share) == (1600, 0.25)
     assert {name: weight for name, weight in config.loader.kinds.items() if weight} == {"words_to_picture": 1.0}
     assert config.pretrain.runs != compose_config([]).pretrain.runs  # `latest` stays the run that is sampled from
 

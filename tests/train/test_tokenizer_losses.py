@@ -16,7 +16,11 @@ from torch import Tensor, nn
 from omnigram.data.picture_batches import PictureBatch
 from omnigram.tokenizers.image import ImageTokenizer, to_pixels
 from omnigram.tokenizers.networks.convolutional import ConvolutionalConfig
+from omnigram.tokenizers.networks.movqgan import MoVQGANNetworkConfig
+from omnigram.tokenizers.networks.network import NetworkConfig
 from omnigram.tokenizers.quantizers import quantizer_config
+from omnigram.tokenizers.quantizers.moving_average import MovingAverageConfig
+from omnigram.tokenizers.quantizers.quantizer import places
 from omnigram.train import image_tokenizer
 from omnigram.train.adversary import DiscriminatorLoss
 from omnigram.train.compose import compose_config
@@ -46,12 +50,15 @@ QUANTIZERS = {
 }
 
 
+NETWORK = ConvolutionalConfig(2, (8, 8), (1, 1), (1, 1), True)
+BATCH_NORMS = MoVQGANNetworkConfig(32, (1, 1, 1), 1, (), temporal_downsample_factor=2)
+
+
 class Alone(ImageTokenizerTraining):
     """Without a trainer around it."""
 
-    def __init__(self, settings: DictConfig, world: World | None = None) -> None:
+    def __init__(self, settings: DictConfig, world: World | None = None, network: NetworkConfig = NETWORK) -> None:
         torch.manual_seed(0)
-        network = ConvolutionalConfig(2, (8, 8), (1, 1), (1, 1), True)
         super().__init__(ImageTokenizer(network, quantizer_config(settings.quantizer)), settings, world)
         self.tokenizer.train()
         self.start_from(to_pixels(batch(0, 16)))
@@ -163,10 +170,17 @@ def same(one: Any, other: Any) -> bool:
 @pytest.mark.filterwarnings("ignore:.*is not a finite number:UserWarning")
 @pytest.mark.parametrize(
     ("quantizer", "where"),
-    [*((name, "vectors") for name in (*QUANTIZERS, "fsq", "lfq")), ("ema", "pixels"), ("ema", "scores")],
+    [
+        *((name, "vectors") for name in (*QUANTIZERS, "fsq", "lfq")),
+        ("ema", "pixels"),
+        ("ema", "pixels that batch norms see"),
+        ("ema", "scores"),
+    ],
 )
 def test_a_step_that_is_not_finite_changes_nothing(quantizer: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, control = (Alone(settings(*QUANTIZERS.get(quantizer, []), quantizer=quantizer)) for _ in range(2))
+    chosen = settings(*QUANTIZERS.get(quantizer, []), quantizer=quantizer)
+    network = BATCH_NORMS if "batch norms" in where else NETWORK
+    module, control = (Alone(chosen, network=network) for _ in range(2))
     assert module.adversary is not None
     for seed in range(3):
         for each in (module, control):
@@ -175,7 +189,7 @@ def test_a_step_that_is_not_finite_changes_nothing(quantizer: str, where: str, m
     before = module.whole_state()
     assert module.adversary.takes_part
     with monkeypatch.context() as faulty:
-        if where == "pixels":
+        if where.startswith("pixels"):
             faulty.setattr(image_tokenizer, "to_pixels", lambda pictures: to_pixels(pictures) * torch.nan)
         else:
             part: nn.Module = module.tokenizer.encoder if where == "vectors" else module.adversary.discriminator
@@ -277,3 +291,28 @@ def test_two_ranks_make_the_step_of_one_with_both_batches(tmp_path: Path) -> Non
     for name in ("scores", "guard.average", "guard.level", "guard.taken"):
         torch.testing.assert_close(one["module"][f"adversary.{name}"], two["module"][f"adversary.{name}"])
     assert one["module"]["adversary.scores"].abs().min() > 0
+
+
+def revive_from_two_sizes(folder: str) -> None:
+    """Each rank has pictures of another shape, and so another number of places."""
+    world = join_world(torch.device("cpu"))
+    torch.manual_seed(0)
+    quantizer = MovingAverageConfig(32, 4, 0.5, 0.25, False, 10.0).build().train()
+    quantizer.ranks = world
+    grid = ((6, 10), (8, 8))[world.rank]
+    vectors = torch.randn(2, 4, *grid, generator=torch.Generator().manual_seed(world.rank)) + 5
+    quantizer(vectors)
+    quantizer.follow()
+    left = {"codebook": quantizer.state_dict()["codebook"], "vectors": places(vectors)}
+    torch.save(left, Path(folder) / f"rank-{world.rank}.pt")
+
+
+def test_ranks_with_pictures_of_other_shapes_revive_the_same_codes(tmp_path: Path) -> None:
+    run_distributed(revive_from_two_sizes, 2, str(tmp_path))
+    first, second = (torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert torch.equal(first["codebook"], second["codebook"])
+    of_first, of_second = (
+        torch.cdist(first["codebook"], rank["vectors"]).min(1).values < 1e-4 for rank in (first, second)
+    )
+    assert of_first.sum() > 5
+    assert of_second.sum() > 5

@@ -25,7 +25,7 @@ class Quantized(NamedTuple):
 
 
 class Ranks(Protocol):
-    """The processes that train together, each on its part of a batch; parts are equally large."""
+    """The processes that train together, each on its part of a batch, of as many pictures; of about as many places."""
 
     @property
     def size(self) -> int: ...
@@ -35,7 +35,7 @@ class Ranks(Protocol):
         ...
 
     def concatenate(self, tensor: Tensor) -> Tensor:
-        """The tensors of all ranks, equally large, one after the other, without gradients."""
+        """The tensors of all ranks, of any lengths, one after the other, without gradients."""
         ...
 
 
