@@ -16,8 +16,12 @@ from torch import Tensor, nn
 from omnigram.data.picture_batches import PictureBatch
 from omnigram.tokenizers.image import ImageTokenizer, to_pixels
 from omnigram.tokenizers.networks.convolutional import ConvolutionalConfig
+from omnigram.tokenizers.networks.dvae import DVAEConfig
 from omnigram.tokenizers.networks.movqgan import MoVQGANNetworkConfig
 from omnigram.tokenizers.networks.network import NetworkConfig
+from omnigram.tokenizers.networks.queries import QueriesConfig
+from omnigram.tokenizers.networks.vit import ViTConfig
+from omnigram.tokenizers.networks.vqgan import VQGANNetworkConfig
 from omnigram.tokenizers.quantizers import quantizer_config
 from omnigram.tokenizers.quantizers.moving_average import MovingAverageConfig
 from omnigram.tokenizers.quantizers.quantizer import places
@@ -52,6 +56,14 @@ QUANTIZERS = {
 
 NETWORK = ConvolutionalConfig(2, (8, 8), (1, 1), (1, 1), True)
 BATCH_NORMS = MoVQGANNetworkConfig(32, (1, 1, 1), 1, (), temporal_downsample_factor=2)
+NETWORKS: dict[str, NetworkConfig] = {
+    "convolutional": NETWORK,
+    "vqgan": VQGANNetworkConfig(32, (1, 1, 1), 1, (2,), latent_channels=8),
+    "movqgan": BATCH_NORMS,
+    "dvae": DVAEConfig(32, (1, 1, 1), 1, 16),
+    "vit": ViTConfig(4, 32, 2, 1, 1),
+    "queries": QueriesConfig(16, 4, 16, 32, 2, 1, 1, causal=True, tail_dropout=0.5),
+}
 
 
 class Alone(ImageTokenizerTraining):
@@ -168,6 +180,21 @@ def same(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore:.*is not a finite number:UserWarning")
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("muon", ["null", "5e-3"])
+def test_every_network_is_trained(network: NetworkConfig, muon: str) -> None:
+    """With an adversary: every weight of the tokenizer has a gradient, and moves."""
+    module = Alone(settings(f"tokenizer.optimizer.muon_learning_rate={muon}"), network=network)
+    moved: dict[str, bool] = {}
+    for seed in range(4):
+        before = {name: p.detach().clone() for name, p in module.tokenizer.named_parameters()}
+        module.go(batch(seed, 8))
+        for name, parameter in module.tokenizer.named_parameters():
+            moved[name] = moved.get(name, False) or not torch.equal(parameter, before[name])
+    assert int(module.steps_skipped) == 0
+    assert [name for name, did in moved.items() if not did] == []
+
+
 @pytest.mark.parametrize(
     ("quantizer", "where"),
     [
