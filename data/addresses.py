@@ -3,9 +3,10 @@
 import io
 import re
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from .artefact import identity
 from .remote import BUFFER, Network, RemoteStream, shown
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|pipe:")
@@ -54,3 +55,14 @@ def read_address(address: Path | str, most: int, network: Network | None = None)
 def name_of(address: Path | str) -> str:
     """As messages name it."""
     return shown(str(address))
+
+
+def recorded(value: Any) -> Any:
+    """JSON-able settings as they may be published: an address with a secret is its name and a hash of the whole."""
+    if isinstance(value, dict):
+        return {name: recorded(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [recorded(part) for part in value]
+    if not isinstance(value, str) or is_local(value) or shown(value) == value:
+        return value
+    return {"address": shown(value), "sha256": identity(value)}

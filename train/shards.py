@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..data.addresses import recorded
 from ..data.artefact import FolderLock, atomic_write_json, identity, provenance, remove_partials
 from ..data.document import Document
 from ..data.record import DATASET, DOCUMENTS, FORMAT_VERSION
@@ -64,7 +65,8 @@ def _made_from(settings: dict[Any, Any], source: Source) -> dict[str, Any]:
     """All that decides the contents: the settings but for names and tolerances, and the source's fingerprint."""
     chosen = {name: value for name, value in settings.items() if name not in ("name", "folder")}
     chosen["source"] = {name: value for name, value in chosen["source"].items() if name not in NO_PART_OF_REQUEST}
-    return {"format": DOCUMENTS, "format_version": FORMAT_VERSION, **chosen, "fingerprint": source.fingerprint()}
+    told = {**chosen, "fingerprint": source.fingerprint()}
+    return {"format": DOCUMENTS, "format_version": FORMAT_VERSION, **recorded(told)}
 
 
 def _finished(folder: Path, made_from: dict[str, Any]) -> bool:
@@ -175,7 +177,7 @@ def _record(
         },
         "skipped": source.skipped.to_json(),
         "made_from": made_from,
-        "config": settings,
+        "config": recorded(settings),
         "provenance": provenance(),
     }
 

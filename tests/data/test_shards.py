@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_pictures import data_config, fill_folder
+from made_pictures import data_config, fill_folder, picture, tar_of
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from omnigram.data import artefact
@@ -132,6 +133,26 @@ def test_another_configuration_is_refused_in_one_line(made, pictures):
     with pytest.raises(ValueError, match=r"another configuration \(splits\.val was 0\.2, is 0\.3\)") as caught:
         make_shards(data_config(pictures, made, splits={"val": 0.3}))
     assert "\n" not in str(caught.value)
+
+
+def test_the_record_keeps_no_secret_of_an_address(tmp_path):
+    pairs = [pair for i in range(30) for pair in ((f"{i}.png", picture()), (f"{i}.txt", b"no %d" % i))]
+    tar_of(tmp_path / "a-00.tar", pairs)
+
+    def config(secret):
+        urls = f"pipe:TOKEN={secret} cat {tmp_path}/a-00.tar"
+        config = data_config(tmp_path, tmp_path / "set")
+        config.data.source = {"_target_": "omnigram.data.sources.webdataset.WebDatasetSource", "urls": urls}
+        return config
+
+    made = make_shards(config("tulip"))
+    before = (made / "dataset.json").read_text()
+    assert "a-00.tar" in before
+    assert "tulip" not in before
+    assert make_shards(config("tulip")) == made
+    with pytest.raises(ValueError, match="another configuration") as caught:
+        make_shards(config("rose"))
+    assert not {"tulip", "rose"} & set(re.findall(r"\w+", str(caught.value)))
 
 
 def test_a_folder_of_something_else_is_refused(pictures, tmp_path):
