@@ -30,6 +30,7 @@ from .tokenizer import GRID
 
 TABLE, NUMBERS, PAGE = "comparison.md", "comparison.json", "comparison.png"
 WIDTH, GAP, FONT = 720, 16, 22  # pixels: of a column of the page, between its parts, of its heading
+BESIDE = 5  # most columns beside one another
 # metrics.json of the tokenizer, what `evaluate` found of it, and metrics.json of the decoder -> words and form of a row
 OF_TOKENIZER: dict[str, tuple[str, str]] = {
     "psnr": ("PSNR of unseen pictures, dB", "{:.2f}"),
@@ -157,7 +158,7 @@ def _markdown(table: Table) -> str:
 
 
 def _page(judged: Sequence[Judged]) -> Image.Image:
-    """Each column: a heading, the reconstructions, the samples; what is missing stays white."""
+    """Each column: a heading, the reconstructions, the samples; what is missing stays white. So many beside another."""
     font = ImageFont.load_default(FONT)
     columns = []
     for one in judged:
@@ -165,18 +166,23 @@ def _page(judged: Sequence[Judged]) -> Image.Image:
         columns.append([_shrunk(path) if path is not None and path.is_file() else None for path in paths])
     heights = [max((column[row].height for column in columns if column[row] is not None), default=0) for row in (0, 1)]
     top = GAP + 2 * (FONT + 6)
-    sheet = Image.new("RGB", (len(judged) * (WIDTH + GAP) + GAP, top + sum(heights) + 2 * GAP), "white")
+    height = top + sum(heights) + 2 * GAP
+    beside = min(BESIDE, len(judged))
+    sheet = Image.new("RGB", (beside * (WIDTH + GAP) + GAP, -(-len(judged) // beside) * height), "white")
     pen = ImageDraw.Draw(sheet)
     for number, (one, pictures) in enumerate(zip(judged, columns, strict=True)):
-        x, y = GAP + number * (WIDTH + GAP), top
+        row, column = divmod(number, beside)
+        x, above = GAP + column * (WIDTH + GAP), row * height
         numbers = _numbers(one)
         psnr = "" if numbers["psnr"] is None else f"{numbers['psnr']:.2f} dB, "
-        pen.text((x, GAP), one.name, fill="black", font=font)
-        pen.text((x, GAP + FONT + 4), f"{psnr}{numbers['bits_per_picture_train']:.1f} bits", fill="black", font=font)
-        for picture, height in zip(pictures, heights, strict=True):
+        told = f"{psnr}{numbers['bits_per_picture_train']:.1f} bits, {numbers['retrieval_top1_train']:.0%} found"
+        pen.text((x, above + GAP), one.name, fill="black", font=font)
+        pen.text((x, above + GAP + FONT + 4), told, fill="black", font=font)
+        y = above + top
+        for picture, space in zip(pictures, heights, strict=True):
             if picture is not None:
                 sheet.paste(picture, (x, y))
-            y += height + GAP
+            y += space + GAP
     return sheet
 
 

@@ -19,7 +19,7 @@ from omnigram.train.compose import compose_config
 
 QUIET = Console(file=io.StringIO())
 SETTINGS = {"loader": {"rows": 1}, "trainer": {"max_steps": 4}, "seed": 0}
-CONFIG = "data: {folder: datasets/made}\ntokenizer: {name: made, runs: tokenizers}\ntokens: {tokenizer: NAMED}\n"
+CONFIG = "data: {name: made, folder: datasets/made}\ntokenizer: {name: made, runs: tokenizers}\ntokens: {tokenizer: NAMED}\n"
 
 
 def judged(folder: Path, export: Path, number: int, **changes: Any) -> Path:
@@ -78,6 +78,19 @@ def test_the_page_shows_both_pages_of_each(exports: Path, tmp_path: Path) -> Non
         assert seen == [0 if number == 3 else 720 * 360, 720 * 1440]
         columns = np.flatnonzero((page == (0, 250, number)).all(-1).any(0))
         assert columns.tolist() == list(range(columns[0], columns[0] + 720))
+
+
+@pytest.mark.usefixtures("within")
+def test_many_tokenizers_stand_in_several_rows(exports: Path, tmp_path: Path) -> None:
+    few, many = (
+        np.array(Image.open(compare(runs, tmp_path / f"side{len(runs)}", QUIET) / "comparison.png"))
+        for every in [[judged(tmp_path, exports / "model", number) for number in range(7)]]
+        for runs in (every[:5], every)
+    )
+    assert many.shape == (2 * few.shape[0], *few.shape[1:])
+    assert (many[: len(few)] == few).all()
+    for number in (5, 6):
+        assert (many[len(few) :] == (0, 250, number)).all(-1).sum() == 720 * 1440
 
 
 @pytest.mark.usefixtures("within")
