@@ -68,9 +68,9 @@ class ImageTokenizerTraining(StepModule):
         assert isinstance(module, ImageTokenizer)
         return module
 
-    def start_from(self, pixels: Tensor) -> None:
+    def start_from(self, *batches: Tensor) -> None:
         """Begin at what `ImageTokenizer.start_from` finds in these pixels."""
-        self.tokenizer.start_from(pixels)
+        self.tokenizer.start_from(*batches)
         self.averaged.module.load_state_dict(self.tokenizer.state_dict())
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
