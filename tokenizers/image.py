@@ -32,15 +32,18 @@ class ImageTokenizer(PixelTokenizer):
         self.quantizer = quantizer.build()
         self.decoder = network.decoder(quantizer.dim)
 
-    def start_from(self, pixels: Float[Tensor, "b 3 height width"]) -> None:
+    def start_from(self, *batches: Float[Tensor, "_ 3 _ _"]) -> None:
         """Begin at a network and at codes that suit these pixels, in place of noise.
 
-        Of the steps that a short training has, this saves the ones that would only find that out.
+        Of the steps that a short training has, this saves the ones that would only find that out. Each batch has a size
+        of its own: the network sees of all pictures the middle that they have in common, the codes see all of them.
         ValueError for fewer patches than codes to be learnt, or than components of a vector.
         """
+        height, width = (min(pixels.shape[axis] for pixels in batches) for axis in (2, 3))
         with torch.no_grad():
-            self.network.start_from(self.encoder, self.decoder, pixels, self.quantizer.whitened)
-            self.quantizer.start_from(places(encoded(self.encoder, pixels)))
+            middles = torch.cat([_middle(pixels, height, width) for pixels in batches])
+            self.network.start_from(self.encoder, self.decoder, middles, self.quantizer.whitened)
+            self.quantizer.start_from(torch.cat([places(encoded(self.encoder, pixels)) for pixels in batches]))
 
     @property
     def patch(self) -> int:
@@ -91,6 +94,12 @@ class ImageTokenizer(PixelTokenizer):
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
         return cls(network_config(settings["network"]), quantizer_config(settings["quantizer"]))
+
+
+def _middle(pixels: Float[Tensor, "b 3 _ _"], height: int, width: int) -> Float[Tensor, "b 3 {height} {width}"]:
+    """The centre of each picture."""
+    top, left = (pixels.shape[2] - height) // 2, (pixels.shape[3] - width) // 2
+    return pixels[:, :, top : top + height, left : left + width]
 
 
 def to_pixels(pictures: Int[Tensor, "b height width 3"]) -> Float[Tensor, "b 3 height width"]:

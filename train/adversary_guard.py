@@ -17,7 +17,8 @@ class AdversaryGuard(nn.Module):
     """What it has seen are buffers, so that a resumed run decides as an undisturbed one.
 
     Arguments:
-        start_step: steps before the adversary may take part.
+        start_step: steps before the adversary may take part. The first begins without it, as it is decided after each
+            step whether it takes part in the next one: 0 is as 1.
         start_below: the average reconstruction error must not be above this to begin; None: it may be anything.
         ratio: the adversary is switched off when the average is above so many times its level at the beginning ...
         steps: ... in so many steps that follow one another. ratio None: never.

@@ -11,6 +11,8 @@ import dataclasses
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,29 @@ from omegaconf import OmegaConf
 
 from ..data.artefact import atomic_write_json, identity, provenance, publish_folder
 from ..data.fitting import Fitting
+from ..data.pictures import buckets_of
 from ..model.bundle import Omnigram
 from ..model.codec import CARD, IMAGE_MODEL, Codec
 from ..model.renumbering import with_codes, with_ids
 from ..tokenizers.codebook_surgery import Renumbering
 from ..tokenizers.pixel_tokenizer import CONFIG, PixelTokenizer, load_image_tokenizer
+from ..tokenizers.preprocessing import Preprocessing
 from ..tokenizers.published_text import TEXT_MODEL, PublishedText
 from .runs import METRICS, finished_run
 from .runs import RECORD as RUN_RECORD
 
 RECORD = "codebook.json"
-RESOLUTION = 64  # pixels, where a folder does not say
+
+
+@dataclass(frozen=True)
+class Unsized(Fitting):
+    """Of a folder that does not say how large its pictures are; codes of tokens are counted without it."""
+
+    folder: Path = Path()
+
+    @cached_property
+    def buckets(self) -> list[tuple[int, int]]:
+        raise ValueError(f"{self.folder} does not say how large its pictures are: set --resolution, in pixels")
 
 
 class CodebookFolder(ABC):
@@ -46,7 +60,10 @@ class CodebookFolder(ABC):
 
     @abstractmethod
     def fitting(self, resolution: int | None) -> Fitting:
-        """How pictures become its inputs; `resolution` in pixels goes before what the folder says."""
+        """How pictures become its inputs; `resolution` in pixels goes before what the folder says.
+
+        ValueError, of pictures with neither, and for a resolution that is not whole codes.
+        """
 
     @abstractmethod
     def _save(self, tokenizer: PixelTokenizer, renumbering: Renumbering | None, out: Path) -> None: ...
@@ -92,7 +109,7 @@ class Run(CodebookFolder):
 
     def fitting(self, resolution: int | None) -> Fitting:
         if self.config is None:
-            return Fitting(self.tokenizer.patch, resolution or RESOLUTION)
+            return _squares(self, resolution)
         pictures = self.config.tokenizer.pictures
         return Fitting(self.tokenizer.patch, resolution or int(pictures.resolution), float(pictures.max_ratio))
 
@@ -120,7 +137,7 @@ class Bare(CodebookFolder):
         self.tokenizer = load_image_tokenizer(folder)
 
     def fitting(self, resolution: int | None) -> Fitting:
-        return Fitting(self.tokenizer.patch, resolution or RESOLUTION)
+        return _squares(self, resolution)
 
     def _save(self, tokenizer: PixelTokenizer, renumbering: Renumbering | None, out: Path) -> None:
         tokenizer.save_pretrained(out)
@@ -137,10 +154,18 @@ class Export(CodebookFolder):
     def fitting(self, resolution: int | None) -> Fitting:
         card = self.codec.card
         if card.preprocessing is not None:
-            return Fitting(self.tokenizer.patch, preprocessing=card.preprocessing)
+            ready = card.preprocessing if resolution is None else self._square(card.preprocessing, resolution)
+            return Fitting(self.tokenizer.patch, preprocessing=ready)
         if resolution is not None:
             return Fitting(self.tokenizer.patch, resolution)
         return Fitting(self.tokenizer.patch, sizes=tuple(self.tokenizer.size(*grid) for grid in card.sizes))
+
+    def _square(self, published: Preprocessing, resolution: int) -> Preprocessing:
+        """The same, but for the size: squares about the centre."""
+        buckets_of(resolution, self.tokenizer.patch)  # says what is not whole codes
+        size: dict[str, Any] = dict.fromkeys(("multiple", "min_pixels", "max_pixels"))
+        size |= {"resize": "short_side", "side": resolution, "crop": (resolution, resolution)}
+        return dataclasses.replace(published, **size)
 
     def check(self, resizes: bool) -> None:
         if resizes and isinstance(self.codec.text_tokenizer, PublishedText):
@@ -158,6 +183,11 @@ class Export(CodebookFolder):
         card = dataclasses.replace(self.codec.card, identities={})
         codec = Codec(vocabulary, self.codec.text_tokenizer, tokenizer, card, self.codec.source)
         Omnigram(with_ids(model, were), codec).save_pretrained(out)
+
+
+def _squares(opened: CodebookFolder, resolution: int | None) -> Fitting:
+    patch = opened.tokenizer.patch
+    return Unsized(patch, folder=opened.folder) if resolution is None else Fitting(patch, resolution)
 
 
 def open_codebook(folder: Path | str) -> CodebookFolder:

@@ -6,6 +6,15 @@ from torch import Tensor, nn
 GROUPS = 8  # of its norms
 
 
+def check_side(layers: int, height: int, width: int) -> None:
+    """ValueError for pictures that so many levels would halve to nothing."""
+    if min(height, width) < 2**layers:
+        raise ValueError(
+            f"pictures of {height} x {width} pixels are too small for a discriminator that halves them "
+            f"{layers} times: lower tokenizer.discriminator.layers"
+        )
+
+
 class PatchDiscriminator(nn.Sequential):
     """Pixels [B, 3, H, W] -> scores [B, 1, h, w], one for each patch, higher is more real.
 
@@ -21,14 +30,9 @@ class PatchDiscriminator(nn.Sequential):
             norm = nn.GroupNorm(GROUPS, after)
             blocks += [nn.Conv2d(before, after, 4, stride=2, padding=1), norm, nn.LeakyReLU(0.2)]
         super().__init__(*blocks, nn.Conv2d(channels * 2 ** (layers - 1), 1, 3, padding=1))
-        self.least_side = 2**layers
+        self.layers = layers
 
     def forward(self, input: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b 1 h w"]:
         """ValueError for pictures that would be halved to nothing."""
-        height, width = input.shape[-2:]
-        if min(height, width) < self.least_side:
-            raise ValueError(
-                f"pictures of {height} x {width} pixels are too small for a discriminator that halves them "
-                f"{self.least_side.bit_length() - 1} times: lower tokenizer.discriminator.layers"
-            )
+        check_side(self.layers, *input.shape[-2:])
         return super().forward(input)

@@ -78,9 +78,9 @@ class ImageTokenizerTraining(StepModule):
         norms = (module for module in self.tokenizer.modules() if isinstance(module, _BatchNorm))
         return [buffer for norm in norms for buffer in norm.buffers()]
 
-    def start_from(self, pixels: Tensor) -> None:
+    def start_from(self, *batches: Tensor) -> None:
         """Begin at what `ImageTokenizer.start_from` finds in these pixels."""
-        self.tokenizer.start_from(pixels)
+        self.tokenizer.start_from(*batches)
         self.averaged.module.load_state_dict(self.tokenizer.state_dict())
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:

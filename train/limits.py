@@ -13,6 +13,7 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         lambda n: n >= 1,
         "threads samples_per_shard max_caption max_pixels vocab_size resolution max_ratio stem channels layers "
         "encoder_kernel codebook_dim max_steps batch_size init_pictures log_every_n_steps validate_every_n_steps "
+        "validation_pictures "
         "checkpoint_every_n_steps checkpoints_kept accumulation tensor_parallel evaluation_batch_size tokens.workers "
         "processes rows lookahead group_shards max_pictures queries heldout_queries gallery attempts hidden_size "
         "intermediate_size "

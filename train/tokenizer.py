@@ -8,10 +8,13 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
 from lightning.pytorch import Callback, LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -28,6 +31,7 @@ from ..tokenizers.published_text import TEXT_MODEL
 from ..tokenizers.quantizers import quantizer_config
 from ..tokenizers.text import TextTokenizer
 from ..tokenizers.vocabulary import Vocabulary
+from . import discriminator
 from .alarms import Alarms, tokenizer_rules
 from .batch_counts import PictureCounts
 from .checkpoints import Checkpoints, load_callbacks, load_model, load_step, newest_checkpoint
@@ -35,6 +39,7 @@ from .curves import log_picture
 from .image_tokenizer import ImageTokenizerTraining, loss_distance
 from .incidents import Incidents
 from .judge.pages import GRID, reconstruction_page
+from .judge.picture_sets import grouped, spread
 from .judge.tokenizer_run import evaluate_tokenizer
 from .machine import fit, make_trainer, prepare
 from .out_of_memory import memory_advice
@@ -44,17 +49,19 @@ from .runs import Run, open_run, write_config
 from .shards import make_shards
 from .steps import Steps
 from .telemetry import Telemetry
-from .tokenizer_metrics import measure_reconstruction
+from .tokenizer_metrics import check_side, measure_reconstruction
 from .world import World, join_world
 
 # settings of the trainer that change how a run is watched, not what it makes
 WATCHING = (
     "log_every_n_steps",
     "validate_every_n_steps",
+    "validation_pictures",
     "checkpoint_every_n_steps",
     "evaluation_batch_size",
     "max_skipped_steps",
 )
+LOGGED = ("psnr", "ssim", "drift", "codebook_usage", "codebook_perplexity")  # of held-out pictures, now and then
 
 
 def make_tokenizer(config: DictConfig) -> Path:
@@ -76,10 +83,11 @@ def train_tokenizers(config: DictConfig, world: World) -> Path:
     network = network_config(settings.network)
     sizes = (int(settings.pictures.resolution), network.patch, float(settings.pictures.max_ratio))
     prepare(config)
-    for bucket in buckets_of(*sizes):  # what cannot work is said before the data are made
+    buckets = buckets_of(*sizes)  # what cannot work is said before the data are made
+    for bucket in buckets:
         network.grid(*bucket)
     quantizer_config(settings.quantizer)
-    loss_distance(settings.loss)
+    _check_sides(settings, *min(buckets, key=min))
     if settings.trainer.batch_size % world.size:
         raise ValueError(
             f"tokenizer.trainer.batch_size={settings.trainer.batch_size} cannot be dealt to {world.size} processes: "
@@ -96,7 +104,8 @@ def train_tokenizers(config: DictConfig, world: World) -> Path:
             write_config(run, OmegaConf.to_yaml(config, resolve=True))
         console = Console(stderr=True)
         text_size = world.lead(lambda: _text_tokenizer(run, folder, pictures.record, settings, console).size)
-        validation = Pictures(folder, "val", *sizes) if "val" in pictures.record["splits"] else None
+        # read once, in order: one shard at a time is enough
+        validation = Pictures(folder, "val", *sizes, hold=1) if "val" in pictures.record["splits"] else None
         module, telemetry = _train(run, config, pictures, validation, world)
         numbers = {"text_vocabulary": text_size, "train_seconds": round(float(module.seconds), 1)}
         numbers |= {**telemetry.metrics(), "steps_skipped": int(module.steps_skipped), "seed": config.seed}
@@ -104,6 +113,19 @@ def train_tokenizers(config: DictConfig, world: World) -> Path:
             numbers["adversary_switched_off"] = int(module.adversary.guard.switched_off)
         world.lead(lambda: _finish(run, folder, config, module.evaluated.eval(), numbers))
     return run.folder
+
+
+def _check_sides(settings: DictConfig, height: int, width: int) -> None:
+    """ValueError for smallest pictures of these pixels that a measure or a loss does not take."""
+    check_side(height, width)
+    distance = loss_distance(settings.loss)
+    if distance is not None and min(height, width) < distance.least_side:
+        raise ValueError(
+            f"pictures of {height} x {width} pixels are too small for {distance.name}, which takes "
+            f"{distance.least_side} or more: raise tokenizer.pictures.resolution, or set tokenizer.loss.perceptual=0"
+        )
+    if settings.discriminator is not None:
+        discriminator.check_side(settings.discriminator.layers, height, width)
 
 
 def _finish(run: Run, folder: Path, config: DictConfig, tokenizer: ImageTokenizer, numbers: dict[str, Any]) -> None:
@@ -214,7 +236,7 @@ def _train(
 
 
 class Start(Callback):
-    """Before the first step: principal components and k-means of the patches of many pictures."""
+    """Before the first step: principal components and k-means of the patches of many pictures, of all sizes."""
 
     def __init__(self, pictures: Pictures, number: int) -> None:
         self.pictures, self.number = pictures, number
@@ -223,21 +245,24 @@ class Start(Callback):
         assert isinstance(pl_module, ImageTokenizerTraining)
         if pl_module.step:
             return
-        spread = torch.linspace(0, len(self.pictures) - 1, min(self.number, len(self.pictures))).long().tolist()
-        by_size: dict[tuple[int, ...], list[torch.Tensor]] = {}
-        for index in spread:
-            picture = torch.from_numpy(self.pictures[index].copy())
-            by_size.setdefault(tuple(picture.shape), []).append(picture)
-        largest = max(by_size.values(), key=len)
-        pl_module.start_from(to_pixels(torch.stack(largest)).to(pl_module.device))
+        places = torch.linspace(0, len(self.pictures) - 1, min(self.number, len(self.pictures))).long().tolist()
+        batches = grouped([self.pictures[index] for index in places], len(places))
+        pl_module.start_from(*(to_pixels(pictures).to(pl_module.device) for pictures in batches))
         pl_module.world.copy_from_first(pl_module)
 
 
 class Reconstructions(Callback):
-    """Now and then: held-out PSNR and usage, and a grid of pictures above their reconstructions."""
+    """Now and then: held-out PSNR and usage, and a grid of pictures above their reconstructions.
+
+    Of at most `validation_pictures`, spread over the split: they are read the first time, and kept.
+    """
 
     def __init__(self, pictures: Pictures, settings: DictConfig) -> None:
         self.pictures, self.settings = pictures, settings
+
+    @cached_property
+    def chosen(self) -> list[UInt8[np.ndarray, "height width 3"]]:
+        return [self.pictures[index] for index in spread(len(self.pictures), self.settings.validation_pictures)]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -247,9 +272,9 @@ class Reconstructions(Callback):
         if step % self.settings.validate_every_n_steps or not pl_module.world.is_first:
             return
         tokenizer = pl_module.evaluated.eval()
-        batches = list(self.pictures.batches(self.settings.evaluation_batch_size))
+        batches = grouped(self.chosen, self.settings.evaluation_batch_size)
         measured = measure_reconstruction(tokenizer, batches, pl_module.device)
-        page = reconstruction_page(tokenizer, self.pictures, pl_module.device)
+        page = reconstruction_page(tokenizer, self.chosen, pl_module.device)
         for logger in trainer.loggers:
-            logger.log_metrics({f"val/{name}": measured[name] for name in ("psnr", "ssim", "drift")}, step=step)
+            logger.log_metrics({f"val/{name}": measured[name] for name in LOGGED}, step=step)
         log_picture(trainer.loggers, "val/reconstructions", page, step)

@@ -14,6 +14,7 @@ from ..tokenizers.image import ImageTokenizer, to_pixels, to_uint8
 from ..tokenizers.quantizers.quantizer import perplexity
 
 MAX_PSNR = 60.0  # dB: of a picture that comes back exactly
+LEAST_SIDE = 6  # pixels: the Gaussian window of SSIM reaches 5 beyond a pixel, and is continued by a reflection
 
 
 def psnr(first: UInt8[Tensor, "b height width 3"], second: UInt8[Tensor, "b height width 3"]) -> Float[Tensor, " b"]:
@@ -22,24 +23,45 @@ def psnr(first: UInt8[Tensor, "b height width 3"], second: UInt8[Tensor, "b heig
     return -10 * error.clamp_min(10 ** (-MAX_PSNR / 10)).log10()
 
 
+def ssim(first: UInt8[Tensor, "b height width 3"], second: UInt8[Tensor, "b height width 3"]) -> Float[Tensor, " b"]:
+    """Structural similarity of each picture, with the Gaussian window of 11 pixels (https://doi.org/10.1109/TIP.2003.819861).
+
+    ValueError for a side below LEAST_SIDE.
+    """
+    check_side(*first.shape[1:3])
+    unit = [pictures.permute(0, 3, 1, 2).float() / 255 for pictures in (second, first)]
+    found = structural_similarity_index_measure(unit[0], unit[1], data_range=1.0, reduction="none")
+    assert isinstance(found, Tensor)
+    return found.reshape(-1)
+
+
+def check_side(height: int, width: int) -> None:
+    """ValueError for pictures that are too small to be measured."""
+    if min(height, width) < LEAST_SIDE:
+        raise ValueError(
+            f"pictures of {height} x {width} pixels are too small for SSIM, which takes {LEAST_SIDE} or more: raise "
+            "tokenizer.pictures.resolution (or evaluate.resolution)"
+        )
+
+
 @torch.no_grad()
 def measure_reconstruction(
     tokenizer: ImageTokenizer, batches: Iterable[UInt8[Tensor, "b height width 3"]], device: torch.device | str = "cpu"
 ) -> dict[str, float]:
     """Over all pictures: `psnr` and `ssim` as means over pictures, `psnr_of_mean_error` (of the pooled error), `drift`.
 
-    Drift is the share of codes that change when a reconstruction is encoded again.
+    Drift is the share of codes that change when a reconstruction is encoded again. With `codebook_numbers` of the
+    codes, before they are encoded again. ValueError for pictures with a side below LEAST_SIDE.
     """
     ratios, similarities, drifts = [], [], []
+    counts = torch.zeros(tokenizer.codebook_size, dtype=torch.int64)
     for pictures in batches:
         codes = tokenizer.encode(to_pixels(pictures).to(device))
         decoded = tokenizer.decode(codes)
         rounded = to_uint8(decoded).cpu()
+        counts += torch.bincount(codes.flatten().cpu(), minlength=len(counts))
         ratios.append(psnr(pictures, rounded))
-        unit = [images.permute(0, 3, 1, 2).float() / 255 for images in (rounded, pictures)]
-        similarity = structural_similarity_index_measure(unit[0], unit[1], data_range=1.0, reduction="none")
-        assert isinstance(similarity, Tensor)
-        similarities.append(similarity.reshape(-1))
+        similarities.append(ssim(pictures, rounded))
         drifts.append((tokenizer.encode(to_pixels(rounded).to(device)) != codes).float().mean(dim=(1, 2)).cpu())
     ratio = torch.cat(ratios)
     return {
@@ -48,6 +70,7 @@ def measure_reconstruction(
         "ssim": float(torch.cat(similarities).mean()),
         "drift": float(torch.cat(drifts).mean()),
         "pictures": len(ratio),
+        **codebook_numbers(counts),
     }
 
 

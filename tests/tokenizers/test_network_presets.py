@@ -12,10 +12,12 @@ from omegaconf import DictConfig
 from torch import nn
 from transformers import ChameleonVQVAE, ChameleonVQVAEConfig, Emu3VQVAE, Emu3VQVAEConfig
 
+from omnigram.data.pictures import buckets_of
 from omnigram.tokenizers import quantizers
 from omnigram.tokenizers.image import ImageTokenizer
 from omnigram.tokenizers.networks import KINDS, network_config
 from omnigram.tokenizers.quantizers import quantizer_config
+from omnigram.tokenizers.quantizers.lookup_free import LookupFreeQuantizer
 from omnigram.tokenizers.vqgan import VQGAN, VQGANConfig
 from omnigram.train.compose import compose_config, groups
 
@@ -89,8 +91,57 @@ def test_codes_are_as_many_and_as_large_as_published(preset: str):
     side = settings.pictures.resolution
     assert tokenizer.grid(side, side) == (side // tokenizer.patch, side // tokenizer.patch)
     assert settings.name == preset
-    vectors = settings.trainer.init_pictures * (side // tokenizer.patch) ** 2
-    assert preset == "magvit2" or vectors >= tokenizer.codebook_size, "k-means needs as many vectors as codes"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *((f"tokenizer={preset}",) for preset in PRESETS if preset != "magvit2"),  # whose codes are not learnt
+        ("tokenizer=ibq", "tokenizer.quantizer.codebook_size=262144", "tokenizer.trainer.init_pictures=1024"),
+    ],
+)
+def test_codes_begin_at_as_many_vectors_whatever_the_shapes_of_the_pictures(changes: tuple[str, ...]):
+    tokenizer, settings = on_meta(*changes), composed(*changes)
+    pictures = settings.pictures
+    grids = [tokenizer.grid(*size) for size in buckets_of(pictures.resolution, tokenizer.patch, pictures.max_ratio)]
+    fewest = min(rows * columns for rows, columns in grids)
+    assert settings.trainer.init_pictures * fewest >= tokenizer.codebook_size
+
+
+# perceptual loss and LeCam, as the sources that the heads name have them; of chameleon and emu3 it is taming's
+WEIGHTS = {
+    "taming": (1.0, 0.0),
+    "chameleon": (1.0, 0.0),
+    "emu3": (1.0, 0.0),
+    "llamagen": (1.0, 0.0),
+    "llamagen_f8": (1.0, 0.0),
+    "ibq": (1.0, 2 * 0.05),  # beside the whole hinge loss, where they have half of it
+    "magvit2": (1.0, 2 * 0.05),
+    "dalle": (0.0, None),
+    "vit_vqgan": (0.1, 0.0),
+}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_losses_have_the_published_weights_and_heads_say_which_distance_it_is(preset: str):
+    settings = composed(f"tokenizer={preset}")
+    lecam = settings.discriminator and settings.discriminator.lecam
+    assert (settings.loss.perceptual, lecam) == WEIGHTS[preset]
+    text = (Path(__file__).parents[2] / "conf" / "tokenizer" / f"{preset}.yaml").read_text()
+    said = " ".join(text.partition("\ndefaults")[0].replace("#", "").split())
+    distance = "edge-VGG distance unless tokenizer.loss.vgg16 names torchvision's weights"
+    assert (distance in said) == (settings.loss.perceptual > 0) or "llamagen.yaml" in said
+
+
+def test_magvit2_has_the_probabilities_of_its_source():
+    """Open-MAGVIT2's: softmax of 2 z c / .01, of vectors so near to the borders that both bits matter."""
+    quantizer = quantizer_config({**composed("tokenizer=magvit2").quantizer, "codebook_size": 8}).build()
+    assert isinstance(quantizer, LookupFreeQuantizer)
+    vectors = torch.randn(16, 3, generator=torch.Generator().manual_seed(0)) / 100
+    expected = torch.softmax(2 * vectors @ quantizer.codebook.T / 0.01, dim=1)
+    entropies = -(expected * expected.log()).sum(1).mean()
+    stats = quantizer.train()(vectors.T[None, :, None]).stats
+    torch.testing.assert_close(stats["entropy_of_vectors"], entropies)
 
 
 def test_chameleon_has_the_tensors_of_transformers_and_the_decoder_of_its_checkpoint():

@@ -114,6 +114,13 @@ def test_it_begins_at_its_step_and_not_while_the_error_is_high() -> None:
     assert all(begun[first:])
 
 
+def test_the_first_step_is_never_the_adversary_s() -> None:
+    for start in (0, 1):
+        guard = AdversaryGuard(start, None, 2.0, 3)
+        assert not guard.takes_part
+        assert [part for part, *_ in run(guard, [1.0] * 2)] == [True, True]
+
+
 def test_it_is_switched_off_where_the_error_stays_high_and_comes_back_with_half() -> None:
     calm, lost = [1.0] * 30, [10.0] * 30
     seen = run(AdversaryGuard(10, None, 2.0, 5), calm + lost + [0.9] * 200 + lost)

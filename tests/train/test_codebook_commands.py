@@ -229,7 +229,7 @@ FAULTS: list[tuple[list[str], str]] = [
     (["merge", "multi", "--data", "pictures", "--share", "0.5", "--out", "new"], "codes of multi cannot be taken out"),
     (["merge", "run", "--closer-than", "-1", "--out", "new"], "--closer-than -1 must be above 0"),
     (
-        ["merge", "gumbel", "--data", "pictures", "--closer-than", "1e-9", "--out", "new"],
+        ["merge", "gumbel", "--data", "pictures", "--resolution", "16", "--closer-than", "1e-9", "--out", "new"],
         "no two codes are closer than 1e-09",
     ),
     (["merge", "run", "--share", "2", "--out", "new"], "--share 2 must be above 0 and less than 1"),

@@ -1,6 +1,8 @@
 """What codes cost, against a coder that counts as it goes; how steady they are, against pictures moved by hand."""
 
 import math
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_judged import Greys, patches, scenes, subject
 
+from omnigram.data.fitting import Fitting
 from omnigram.tokenizers.image import ImageTokenizer, to_pixels
 from omnigram.tokenizers.networks.convolutional import ConvolutionalConfig
 from omnigram.tokenizers.quantizers.moving_average import MovingAverageConfig
@@ -84,6 +87,52 @@ def test_drift_of_one_round_is_that_of_training() -> None:
     numbers = numbers_of(Subject(subject().folder, made.eval(), subject().fitting), list(batch.numpy()))
     assert numbers["drift"] == pytest.approx(measure_reconstruction(made, [batch])["drift"])
     assert numbers["drift"] > 0
+
+
+class InOneRow(Greys):
+    """The same codes in one row, as learned queries have them: a code's place is none of the picture."""
+
+    patch = 32  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        return 1, 64
+
+    def size(self, rows: int, columns: int) -> tuple[int, int]:
+        return 32, 32
+
+    def _ids(self, pixels: torch.Tensor) -> torch.Tensor:
+        return super()._ids(pixels).flatten(1)[:, None]
+
+    def _pixels(self, ids: torch.Tensor) -> torch.Tensor:
+        return super()._pixels(ids.unflatten(2, (8, 8))[:, 0])
+
+
+def test_codes_that_are_no_places_of_the_picture_are_compared_in_place() -> None:
+    """There are more of them than pixels a side."""
+    judged, pictures = Subject(Path("row"), InOneRow().eval(), Fitting(32, 32)), patches(5)
+    numbers = numbers_of(judged, pictures)
+    batch = torch.from_numpy(np.stack(pictures))
+    same = judged.encode(batch) == judged.encode(shifted(batch, 4))
+    assert numbers["codes_kept_shift_4"] == pytest.approx(float(same.float().mean()))
+    assert numbers["psnr_shift_4"] == 60
+
+
+def test_the_page_says_how_often_a_judgement_encodes_and_decodes() -> None:
+    calls: Counter[str] = Counter()
+
+    class Counting(Greys):
+        def _ids(self, pixels: torch.Tensor) -> torch.Tensor:
+            calls["encodes"] += 1
+            return super()._ids(pixels)
+
+        def _pixels(self, ids: torch.Tensor) -> torch.Tensor:
+            calls["decodes"] += 1
+            return super()._pixels(ids)
+
+    numbers_of(Subject(Path("greys"), Counting().eval(), subject().fitting), patches(2))
+    words = {10: "ten", 11: "eleven"}
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert f"encodes {words[calls['encodes']]} times and decodes {words[calls['decodes']]} times as many" in page
 
 
 def test_moved_and_resized_pictures() -> None:

@@ -16,12 +16,11 @@ import torch
 from jaxtyping import Float, UInt8
 from rich.console import Console
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from ...tokenizers.image import to_pixels
 from ..perceptual import perceptual_distance as edge_vgg_distance
 from ..picture_features import PictureFeatures
-from ..tokenizer_metrics import psnr
+from ..tokenizer_metrics import psnr, ssim
 from .frechet import frechet_distance
 from .kernel_distance import kernel_distance
 
@@ -69,14 +68,6 @@ class Fidelity:
         return torch.cat([self.features(batch).cpu() for batch in batches])
 
 
-def ssim(first: Batch, second: Batch) -> Float[Tensor, " b"]:
-    """Structural similarity of each picture, with the Gaussian window of 11 pixels (https://doi.org/10.1109/TIP.2003.819861)."""
-    unit = [pictures.permute(0, 3, 1, 2).float() / 255 for pictures in (second, first)]
-    found = structural_similarity_index_measure(unit[0], unit[1], data_range=1.0, reduction="none")
-    assert isinstance(found, Tensor)
-    return found.reshape(-1)
-
-
 def picture_features(device: torch.device, console: Console) -> Features | None:
     """EfficientNet's pooled features; None, and one line, if the packages are missing."""
     try:
@@ -87,7 +78,10 @@ def picture_features(device: torch.device, console: Console) -> Features | None:
 
 
 def perceptual_distance(device: torch.device, console: Console) -> Distance | None:
-    """The perceptual distance of the tokenizer's losses; None, and one line, if its packages are missing."""
+    """The edge-VGG distance, also where a tokenizer was trained on LPIPS, so that all judgements compare.
+
+    None, and one line, if its packages are missing.
+    """
     try:
         return edge_vgg_distance().to(device)
     except ModuleNotFoundError as fault:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
@@ -20,8 +21,12 @@ _LINE, _FONT_PIXELS, _MARGIN = 20, 14, 8
 Batch = UInt8[Tensor, "b height width 3"]
 
 
-def reconstruction_page(tokenizer: ImageTokenizer, pictures: Pictures, device: torch.device | str) -> Image.Image:
-    """Pictures spread over the split, each beside its reconstruction."""
+def reconstruction_page(
+    tokenizer: ImageTokenizer,
+    pictures: Pictures | Sequence[UInt8[np.ndarray, "height width 3"]],
+    device: torch.device | str,
+) -> Image.Image:
+    """Pictures spread over all, each beside its reconstruction."""
     spread = torch.linspace(0, len(pictures) - 1, min(GRID_PICTURES, len(pictures))).long().tolist()
     shown: list[Image.Image] = []
     for index in spread:

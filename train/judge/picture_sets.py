@@ -6,7 +6,7 @@ Dimensions: H W pixels.
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,7 @@ class PictureSet:
 
     def batches(self, size: int) -> list[UInt8[Tensor, "b height width 3"]]:
         """All of them in order, but grouped by size."""
-        groups: defaultdict[tuple[int, ...], list[Picture]] = defaultdict(list)
-        for picture in self.pictures:
-            groups[picture.shape].append(picture)
-        return [stacked(group[at : at + size]) for group in groups.values() for at in range(0, len(group), size)]
+        return list(grouped(self.pictures, size))
 
     def record(self) -> dict[str, Any]:
         """What a judgement says of them; `identity` is a SHA-256 over their pixels."""
@@ -50,11 +47,21 @@ class PictureSet:
         return {"name": self.name, "count": len(self.pictures), "identity": digest.hexdigest(), **self.source}
 
 
+def grouped(pictures: Sequence[Picture], size: int) -> Iterator[UInt8[Tensor, "b height width 3"]]:
+    """Batches of at most `size` pictures of one size, each size in order."""
+    groups: defaultdict[tuple[int, ...], list[Picture]] = defaultdict(list)
+    for picture in pictures:
+        groups[picture.shape].append(picture)
+    for group in groups.values():
+        for at in range(0, len(group), size):
+            yield stacked(group[at : at + size])
+
+
 def read_pictures(named: str, subject: Subject, most: int) -> PictureSet:
     """What `evaluate.pictures` names. ValueError or FileNotFoundError, in one line, for what holds no pictures."""
     if named == PHOTOGRAPHS:
         tiles = photograph_tiles(subject.side)
-        chosen = [tiles[index] for index in _spread(len(tiles), most)]
+        chosen = [tiles[index] for index in spread(len(tiles), most)]
         return PictureSet(PHOTOGRAPHS, {"side": subject.side}, [subject.fitting.shown(tile) for tile in chosen])
     folder = Path(named)
     if (folder / DATASET).is_file():
@@ -67,7 +74,7 @@ def heldout_pictures(folder: Path, subject: Subject, most: int) -> PictureSet:
     record = read_record(folder, DOCUMENTS)
     split = next(name for name in ("test", "val", "train") if name in record["splits"])
     shards = record["splits"][split]["shards"]
-    wanted = _spread(sum(int(shard["pictures"]) for shard in shards), most)
+    wanted = spread(sum(int(shard["pictures"]) for shard in shards), most)
     chosen, seen = set(wanted), 0
     pictures = []
     small = _Small(subject)
@@ -105,7 +112,7 @@ def _folder_pictures(folder: Path, subject: Subject, most: int) -> PictureSet:
     if not files:
         raise ValueError(f"evaluate.pictures={folder} holds no pictures ({', '.join(IMAGE_SUFFIXES)})")
     small = _Small(subject)
-    pictures = [small.ready(str(files[index]), files[index].read_bytes) for index in _spread(len(files), most)]
+    pictures = [small.ready(str(files[index]), files[index].read_bytes) for index in spread(len(files), most)]
     return PictureSet(folder.resolve().name, {"folder": str(folder)}, pictures, small.notes())
 
 
@@ -143,7 +150,7 @@ def _is_enlarged(picture: Image.Image, shown: Picture) -> bool:
     return picture.height < shown.shape[0] or picture.width < shown.shape[1]
 
 
-def _spread(count: int, most: int) -> list[int]:
+def spread(count: int, most: int) -> list[int]:
     """At most `most` of so many numbers, evenly over all of them."""
     if count <= most:
         return list(range(count))

@@ -9,7 +9,8 @@
 | `psnr_scale_P`          | dB of the reconstruction of the picture at P % of its size, on a canvas as before      |
 
 A picture that is moved or made smaller is continued with its edge. What moves by whole codes is compared with the
-codes it moved to, what moves by less with those in the same place. After a resize no code has a counterpart.
+codes it moved to, what moves by less with those in the same place; so is everything where codes are no places of the
+picture, as those of `networks/queries.py`. After a resize no code has a counterpart.
 
 Dimensions: B batch, H W pixels, h w grid of codes.
 """
@@ -64,10 +65,11 @@ class Stability:
         self._values.setdefault(name, []).append(values.float().cpu())
 
     def _kept_after_shift(self, before: Codes, after: Codes, pictures: Batch, pixels: int) -> Tensor:
-        rows, columns = before.shape[1:]
-        levels = self.subject.levels
-        down = pixels // (pictures.shape[1] // rows)
-        right = pixels // (pictures.shape[2] // (columns // levels)) * levels
+        patch, levels = self.subject.tokenizer.patch, self.subject.levels
+        (rows, columns), (height, width) = before.shape[1:], pictures.shape[1:3]
+        if (rows * patch, columns * patch) != (height, width * levels):
+            return _kept(before, after)
+        down, right = pixels // patch, pixels // patch * levels
         return _kept(before[:, : rows - down, : columns - right], after[:, down:, right:])
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
+from rich.console import Console
 
 from ...data.artefact import atomic_write
 from ...data.picture_batches import Pictures
@@ -11,6 +12,7 @@ from ...model.codec import IMAGE_MODEL
 from ...tokenizers.image import ImageTokenizer
 from ..machine import prepare
 from ..out_of_memory import memory_advice
+from ..picture_progress import counted
 from ..tokenizer_metrics import measure_codebook, measure_reconstruction
 from .pages import GRID, reconstruction_page
 
@@ -27,11 +29,14 @@ def evaluate_tokenizer(run: Path, dataset: Path, config: DictConfig) -> dict[str
     train = Pictures(dataset, "train", *sizes)
     name = next((split for split in ("test", "val") if split in train.record["splits"]), "train")
     heldout = train if name == "train" else Pictures(dataset, name, *sizes)
-    size = settings.trainer.evaluation_batch_size
+    size, console = settings.trainer.evaluation_batch_size, Console(stderr=True)
     with memory_advice(f"lower tokenizer.trainer.evaluation_batch_size={size}"):
-        measured = measure_reconstruction(tokenizer, heldout.batches(size), device)
-    both = (batch for pictures in ({id(p): p for p in (heldout, train)}.values()) for batch in pictures.batches(size))
-    measured |= measure_codebook(tokenizer, both, device)
+        shown = counted(heldout.batches(size), "reconstructions", len(heldout), console)
+        measured = measure_reconstruction(tokenizer, shown, device)
+    both = [train] if heldout is train else [heldout, train]
+    batches = (batch for pictures in both for batch in pictures.batches(size))
+    total = sum(len(pictures) for pictures in both)
+    measured |= measure_codebook(tokenizer, counted(batches, "codes in use", total, console), device)
     page = reconstruction_page(tokenizer, heldout, device)
     atomic_write(run / GRID, lambda file: page.save(file, format="PNG"))
     parameters = sum(parameter.numel() for parameter in tokenizer.parameters())
