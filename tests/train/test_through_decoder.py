@@ -19,7 +19,10 @@ from omnigram.train.compose import compose_config
 
 QUIET = Console(file=io.StringIO())
 SETTINGS = {"loader": {"rows": 1}, "trainer": {"max_steps": 4}, "seed": 0}
-CONFIG = "data: {name: made, folder: datasets/made}\ntokenizer: {name: made, runs: tokenizers}\ntokens: {tokenizer: NAMED}\n"
+CONFIG = """data: {name: made, folder: datasets/made}
+tokenizer: {name: made, runs: tokenizers}
+tokens: {tokenizer: NAMED}
+"""
 
 
 def judged(folder: Path, export: Path, number: int, **changes: Any) -> Path:

@@ -179,7 +179,6 @@ def same(one: Any, other: Any) -> bool:
     return torch.equal(one, other) if isinstance(one, Tensor) else one == other
 
 
-@pytest.mark.filterwarnings("ignore:.*is not a finite number:UserWarning")
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 @pytest.mark.parametrize("muon", ["null", "5e-3"])
 def test_every_network_is_trained(network: NetworkConfig, muon: str) -> None:
@@ -195,6 +194,7 @@ def test_every_network_is_trained(network: NetworkConfig, muon: str) -> None:
     assert [name for name, did in moved.items() if not did] == []
 
 
+@pytest.mark.filterwarnings("ignore:.*is not a finite number:UserWarning")
 @pytest.mark.parametrize(
     ("quantizer", "where"),
     [
