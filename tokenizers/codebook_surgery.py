@@ -15,8 +15,9 @@ from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from .image import to_uint8
+from .image import ImageTokenizer, to_uint8
 from .pixel_tokenizer import PixelTokenizer
+from .quantizers.moving_average import MovingAverageQuantizer
 from .quantizers.nearest import DISTANCES
 
 ALONE = 3  # rows and columns of one code, of which the middle one is looked at
@@ -52,10 +53,12 @@ class Likeness(NamedTuple):
 def code_patches(tokenizer: PixelTokenizer, batch_size: int = 256) -> UInt8[Tensor, "k patch patch 3"]:
     """What each code decodes to among codes of its own kind: the middle of a grid of 3 x 3.
 
-    ValueError for a tokenizer that has no decoder, or whose grids have other sizes.
+    ValueError for a tokenizer that has no decoder, several codes a place, or grids of other sizes.
     """
     if not tokenizer.can_decode:
         raise ValueError("this image tokenizer has no decoder: its codes cannot be looked at")
+    if isinstance(tokenizer, ImageTokenizer) and (levels := tokenizer.quantizer.config.levels) > 1:
+        raise ValueError(f"a place has {levels} codes: one alone cannot be looked at")
     tokenizer.size(ALONE, ALONE)
     patch, device = tokenizer.patch, next(tokenizer.parameters()).device
     middle = slice(ALONE // 2 * patch, (ALONE // 2 + 1) * patch)
@@ -161,6 +164,18 @@ def by_similarity(features: Float[Tensor, "k f"]) -> Renumbering:
         left[here] = False
         order.append(here)
     return _reordered(torch.tensor(order))
+
+
+def renumbered(tokenizer: PixelTokenizer, renumbering: Renumbering) -> PixelTokenizer:
+    """The tokenizer with the codes that are kept; where it counts how often each is used, with the counts of all.
+
+    ValueError where codes are no entries of a table.
+    """
+    made = tokenizer.with_codes(renumbering.kept)
+    old, new = tokenizer.vector_quantizer, made.vector_quantizer
+    if isinstance(old, MovingAverageQuantizer) and isinstance(new, MovingAverageQuantizer):
+        new.count_with(old, renumbering.became)
+    return made
 
 
 @torch.no_grad()

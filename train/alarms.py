@@ -19,6 +19,17 @@ from .incidents import Incidents
 from .steps import StepModule
 
 WINDOW = 100  # steps that say what is usual
+# by kind of quantizer, what keeps its codes in use; each setting is one that the kind has
+MORE_USAGE = {
+    "ema": "raise tokenizer.quantizer.dead_code_threshold or lower tokenizer.optimizer.learning_rate",
+    "multi": "raise tokenizer.quantizer.dead_code_threshold or lower tokenizer.optimizer.learning_rate",
+    "gradient": "raise tokenizer.quantizer.commitment or lower tokenizer.optimizer.learning_rate",
+    "simvq": "raise tokenizer.quantizer.commitment or lower tokenizer.optimizer.learning_rate",
+    "ibq": "raise tokenizer.quantizer.entropy or lower tokenizer.optimizer.learning_rate",
+    "gumbel": "raise tokenizer.quantizer.kl or lower tokenizer.optimizer.learning_rate",
+    "lfq": "raise tokenizer.quantizer.entropy or lower tokenizer.quantizer.codebook_size",
+    "fsq": "give fewer tokenizer.quantizer.scalar_levels or lower tokenizer.optimizer.learning_rate",
+}
 
 
 class Rule(Protocol):
@@ -172,15 +183,12 @@ def pretraining_rules() -> dict[str, Rule]:
     }
 
 
-def tokenizer_rules() -> dict[str, Rule]:
-    """By the name in `StepModule.watched`."""
+def tokenizer_rules(quantizer: str = "ema") -> dict[str, Rule]:
+    """By the name in `StepModule.watched`, for a kind of quantizer."""
     return {
         "loss": Spike("the loss"),
         "gradient_norm": Spike("the gradient's norm", deviations=6.0, proportion=20.0),
-        "usage": Fall(
-            "the share of codes in use",
-            "raise tokenizer.quantizer.dead_code_threshold or lower tokenizer.optimizer.learning_rate",
-        ),
+        "usage": Fall("the share of codes in use", MORE_USAGE[quantizer]),
         "adversary": Rise(
             "the adversary is switched off, {:,} times by now, as reconstruction has become far worse since it began: "
             "lower tokenizer.discriminator.weight or tokenizer.discriminator.learning_rate, or raise "

@@ -86,6 +86,8 @@ def inspect(options: argparse.Namespace) -> int:
     from .codebook_folder import open_codebook
     from .pictures_page import contact_sheet
 
+    if options.out.suffix.lower() == ".json":
+        raise ValueError(f"--out {options.out} is the page, and its numbers go beside it as .json: name it .png")
     opened = open_codebook(options.folder)
     tokenizer = opened.tokenizer
     counts = _counts(opened, options, needed=False)
@@ -112,7 +114,7 @@ def inspect(options: argparse.Namespace) -> int:
 def change(options: argparse.Namespace) -> int:
     """`omnigram codebook prune`, `merge` and `remap`."""
     from ..data.artefact import check_free
-    from ..tokenizers.codebook_surgery import check_changeable
+    from ..tokenizers.codebook_surgery import check_changeable, renumbered
     from .codebook_folder import open_codebook
     from .machine import quiet
 
@@ -122,7 +124,7 @@ def change(options: argparse.Namespace) -> int:
     check_changeable(opened.tokenizer)
     opened.check(resizes=options.action != "remap")
     renumbering = _renumbering(opened, options)
-    made = opened.tokenizer.with_codes(renumbering.kept)
+    made = renumbered(opened.tokenizer, renumbering)
     asked = {name: getattr(options, name, None) for name in ("min_count", "closer_than", "share", "by")}
     done = {"action": options.action, **{name: value for name, value in asked.items() if value is not None}}
     opened.save(made, renumbering, options.out, done)

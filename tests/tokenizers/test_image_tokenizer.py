@@ -177,7 +177,8 @@ def test_training_starts_from_the_best_linear_reconstruction():
     centred = patches - patches.mean(0)
     left = torch.linalg.svdvals(centred)[6:].square().sum() / patches.numel()  # Eckart and Young
     torch.testing.assert_close((decoded - pixels).square().mean(), left, rtol=1e-4, atol=1e-6)
-    with pytest.raises(ValueError, match="no 6 principal components"):
+    advice = r"lower .*codebook_dim \(fsq: give fewer scalar_levels, lfq: lower codebook_size\), or give more pictures"
+    with pytest.raises(ValueError, match=f"no 6 principal components: {advice}"):
         tokenizer.network.start_from(tokenizer.encoder, tokenizer.decoder, pixels[:1, :, :4, :4], whitened=False)
 
 

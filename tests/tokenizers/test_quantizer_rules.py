@@ -1,12 +1,14 @@
 """The published rule of each quantizer, against other implementations, brute force and definitions."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from hypothesis import given
 from hypothesis import strategies as st
 from made_quantizers import made
@@ -21,7 +23,7 @@ from omnigram.tokenizers.quantizers.lookup_free import LookupFreeConfig
 from omnigram.tokenizers.quantizers.moving_average import MovingAverageConfig
 from omnigram.tokenizers.quantizers.multi_codebook import MultiCodebookConfig
 from omnigram.tokenizers.quantizers.nearest import k_means, nearest
-from omnigram.tokenizers.quantizers.quantizer import places
+from omnigram.tokenizers.quantizers.quantizer import Quantizer, places
 from omnigram.tokenizers.quantizers.sim import SimConfig
 
 vectors_4 = torch.randn(6, 4, 5, 5, generator=torch.Generator().manual_seed(3))
@@ -55,14 +57,65 @@ def test_moving_averages_are_those_of_vector_quantize_pytorch(cosine: bool):
 
 
 def test_dead_codes_are_put_on_vectors_of_the_batch():
-    quantizer = made(MovingAverageConfig(16, 4, 0.5, 0.25, False, 0.3)).train()
+    quantizer = made(MovingAverageConfig(16, 4, 0.5, 0.25, False, 0.13)).train()
     far = torch.randn(4, 4, 3, 3) + 100  # of all codes, one is nearest
+    assert len(quantizer(far).ids.unique()) == 1
     for _ in range(14):
-        assert len(quantizer(far).ids.unique()) >= 1
+        quantizer(far)
         quantizer.follow()
     assert len(quantizer(far).ids.unique()) > 12
     codes = quantizer.state_dict()["codebook"]
     assert (torch.cdist(codes, places(far)).min(1).values < 3).all()
+
+
+@pytest.mark.parametrize("copies", [1, 30])
+def test_a_code_is_dead_by_its_share_of_an_even_count(copies: int):
+    """Whether the batch is small or large: of 40 vectors 10 for each of 4 codes, of which a tenth is 1."""
+    quantizer = made(MovingAverageConfig(4, 2, 0.5, 0.25, False, 0.1))
+    uses = copies * torch.tensor([30.0, 7.2, 2.0, 0.8])
+    corners = 10 * torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+    for name, value in (("codebook", corners), ("counts", uses), ("sums", corners * uses[:, None])):
+        quantizer.get_buffer(name).copy_(value)
+    batch = corners.repeat_interleave(copies * torch.tensor([30, 8, 2, 0]), dim=0)
+    quantizer.train()(rearrange(batch, "n d -> 1 d 1 n"))
+    quantizer.follow()  # its average count of the last one is 0.4 a copy
+    expected = copies * torch.tensor([30.0, 7.6, 2.0, 1.0])
+    torch.testing.assert_close(quantizer.get_buffer("counts"), expected)
+    [revived] = quantizer.get_buffer("codebook")[3:]
+    assert (revived == corners[:3]).all(1).any()
+
+
+def large() -> tuple[Quantizer, Callable[[int], None]]:
+    """2,048 codes that were never used, and a step on 64 vectors that are far from all of them."""
+    torch.manual_seed(0)
+    quantizer = MovingAverageConfig(2048, 4, 0.97, 0.25, False, 0.1).build().train()
+    for name in ("counts", "sums"):
+        quantizer.get_buffer(name).zero_()
+
+    def step(number: int) -> None:
+        quantizer(torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(number)) + 100)
+        quantizer.follow()
+
+    return quantizer, step
+
+
+def test_which_of_many_dead_codes_are_revived_is_drawn():
+    quantizer, step = large()
+    step(0)
+    moved = quantizer.get_buffer("codebook")[:, 0] > 50
+    assert int(moved.sum()) == 64 + 1  # all vectors of the batch, and the code that was nearest to them
+    assert (rearrange(moved, "(region code) -> region code", region=8).sum(1) > 2).all()
+
+
+def test_a_codebook_far_larger_than_a_batch_comes_to_life():
+    """In even use a code is chosen once in 32 steps; nine of ten are chosen often enough not to be replaced."""
+    quantizer, step = large()
+    for number in range(200):
+        step(number)
+    assert (quantizer.get_buffer("codebook")[:, 0] > 50).all()
+    counts = quantizer.get_buffer("counts")
+    alive = rearrange(counts > 0.1 * counts.mean(), "(region code) -> region code", region=8)
+    assert (alive.float().mean(1) > 0.8).all()
 
 
 @given(st.floats(0.01, 3), st.integers(0, 2**31))
@@ -70,15 +123,15 @@ def test_a_rate_weighs_distance_against_the_bits_of_a_code(rate: float, seed: in
     """Chou, Lookabaugh and Gray, equation 8, by brute force; a larger rate never costs more bits."""
     generator = torch.Generator().manual_seed(seed)
     counts = torch.rand(16, generator=generator)
+    bits = -(counts.clamp_min(0.02 * counts.mean()) / counts.clamp_min(0.02 * counts.mean()).sum()).log2()
     vectors = torch.randn(2, 4, 3, 3, generator=generator)
 
     def chosen(rate: float) -> torch.Tensor:
-        quantizer = made(MovingAverageConfig(16, 4, 0.9, 0.25, False, 0.01, rate)).eval()
+        quantizer = made(MovingAverageConfig(16, 4, 0.9, 0.25, False, 0.02, rate)).eval()
         quantizer.counts.copy_(counts)  # pyright: ignore[reportCallIssue]
         return quantizer(vectors).ids.flatten()
 
-    codes = made(MovingAverageConfig(16, 4, 0.9, 0.25, False, 0.01)).state_dict()["codebook"]
-    bits = -(counts.clamp_min(0.01) / counts.clamp_min(0.01).sum()).log2()
+    codes = made(MovingAverageConfig(16, 4, 0.9, 0.25, False, 0.02)).state_dict()["codebook"]
     costs = [
         [float((v - c).square().sum() + rate * b) for c, b in zip(codes, bits, strict=True)] for v in places(vectors)
     ]
@@ -113,8 +166,10 @@ def test_fsq_uses_every_level_of_every_component(levels: tuple[int, ...], codes:
     assert len(found.flatten(2).unique(dim=2)[0].T) == codes
     for component, level in enumerate(levels):
         assert len(found[0, component].unique()) == level
-    outwards = torch.atanh(found.clamp(-0.98, 0.98))  # what rounds to a level, near enough
-    assert quantizer(outwards).ids.unique().numel() > codes * 0.5
+    counts = torch.tensor(levels)[:, None, None]
+    half, shift = (counts - 1) * 1.001 / 2, (1 - counts % 2) / 2  # the paper's appendix A.1, whose bound is inverted
+    inwards = torch.atanh((found * (counts // 2) + shift) / half) - torch.atanh(shift / half)
+    assert torch.equal(quantizer(inwards).ids, ids)
 
 
 def test_lfq_codes_are_bits_and_its_entropies_those_of_the_definition():
@@ -180,6 +235,49 @@ def test_ibq_loss_is_that_of_the_paper():
     of_vectors, of_codes = entropies(quantizer, p)
     expected = 1.25 * F.mse_loss(hard, flat) + F.mse_loss(soft, flat) + 0.05 * (of_vectors - of_codes)
     torch.testing.assert_close(quantized.loss, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("commitment", "entropy"), [(0.0, 0.0), (0.25, 0.0), (0.0, 0.5)])
+def test_each_term_of_ibqs_loss_moves_codes_and_vectors_by_its_weight(commitment: float, entropy: float):
+    """Both pulls on the codes weigh 1, that on the vectors `commitment`; through the probabilities both move."""
+    quantizer = made(IndexBackpropagationConfig(16, 4, commitment, entropy, 0.5)).train()
+    vectors = vectors_4.clone().requires_grad_()
+    quantized, [codebook] = quantizer(vectors), quantizer.parameters()
+    found = torch.autograd.grad(quantized.loss, (vectors, codebook))
+    flat = places(vectors)
+    p = torch.softmax(-torch.cdist(flat, codebook).square() / 0.5, dim=1)
+    of_vectors = torch.distributions.Categorical(p).entropy().mean()
+    of_codes = torch.distributions.Categorical(p.mean(0)).entropy()
+    soft = F.mse_loss(p @ codebook, flat.detach()) + entropy * (of_vectors - of_codes)
+    to_vectors, to_codes = torch.autograd.grad(soft, (flat, codebook))
+    ids = quantized.ids.flatten()
+    difference = 2 * (flat - codebook[ids]).detach() / flat.numel()
+    torch.testing.assert_close(places(found[0]), to_vectors + commitment * difference, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(found[1], to_codes.index_add(0, ids, -difference), rtol=1e-3, atol=1e-6)
+
+
+def test_simvq_pulls_its_map_by_one_and_the_encoder_by_its_commitment():
+    quantizer = made(SimConfig(16, 4, 0.25)).train()
+    vectors = vectors_4.clone().requires_grad_()
+    quantized, [weight] = quantizer(vectors), quantizer.parameters()
+    of_vectors, of_map = torch.autograd.grad(quantized.loss, (vectors, weight))
+    frozen = quantizer.get_buffer("sim.frozen_codebook")[quantized.ids.flatten()]
+    difference = 2 * (places(vectors_4) - frozen @ weight.detach().T) / vectors_4.numel()
+    torch.testing.assert_close(places(of_vectors), 0.25 * difference)
+    torch.testing.assert_close(of_map, -difference.T @ frozen)
+
+
+def test_gumbels_divergence_pulls_its_probabilities_to_even_ones():
+    """KL = sum p log p + log K, whose gradient with respect to a logit is p (log p - sum p log p)."""
+    quantizer = made(GumbelConfig(16, 4, 0.5, 1.0, 0.1, True)).train()
+    vectors, flat = vectors_4.clone().requires_grad_(), places(vectors_4)
+    weight, bias = (quantizer.get_parameter(f"logits.{name}") for name in ("weight", "bias"))
+    found = torch.autograd.grad(quantizer(vectors).loss, (vectors, weight, bias))
+    p = torch.softmax(flat @ weight.T + bias, dim=1).detach()
+    to_logits = 0.5 * p * (p.log() - (p * p.log()).sum(1, keepdim=True)) / len(flat)
+    torch.testing.assert_close(places(found[0]), to_logits @ weight.detach(), rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(found[1], to_logits.T @ flat, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(found[2], to_logits.sum(0), rtol=1e-4, atol=1e-7)
 
 
 def test_simvq_begins_where_the_vectors_lie_and_moves_all_codes_by_one_map():

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from made_quantizers import EMA, SMALL, made
 from omegaconf import OmegaConf
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from omnigram.tokenizers.kinds import kind_settings
 from omnigram.tokenizers.quantizers import KINDS, quantizer_config
@@ -78,6 +79,23 @@ def test_gradients_reach_the_vectors(config: QuantizerConfig):
     assert vectors.grad is not None
     assert torch.isfinite(vectors.grad).all()
     assert vectors.grad.abs().sum() > 0
+
+
+class FloatingProducts(TorchDispatchMode):
+    """Refuses products of integer matrices, which CUDA does not have."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.addmm):
+            assert args[0].is_floating_point(), func
+        return func(*args, **(kwargs or {}))
+
+
+@every
+def test_no_integer_matrices_are_multiplied(config: QuantizerConfig):
+    quantizer = made(config).train()
+    with FloatingProducts():
+        quantizer.lookup(quantizer(torch.randn(2, config.dim, 3, 3)).ids)
+        quantizer.follow()
 
 
 @every
@@ -155,10 +173,13 @@ def test_settings_that_cannot_be_are_named(settings: dict[str, Any], message: st
 
 
 def test_a_codebook_of_a_million_codes_works():
-    vectors = torch.randn(1, 20, 2, 2)
+    vectors = torch.randn(1, 20, 2, 2, requires_grad=True)
     quantizer = LookupFreeConfig(2**20, 0.25, 0.1, 1.0, 1.0).build().train()
     quantized = quantizer(vectors)
-    quantized.loss.backward() if quantized.loss.requires_grad else None
+    quantized.loss.backward()
+    assert vectors.grad is not None
+    assert torch.isfinite(vectors.grad).all()
+    assert (vectors.grad != 0).all()
     assert int(quantized.ids.max()) < 2**20
     assert torch.equal(quantizer.eval().lookup(quantized.ids), torch.where(vectors > 0, 1.0, -1.0))
     learnt = MovingAverageConfig(2**20, 2, 0.9, 0.25, False, 0.0).build().eval()

@@ -5,6 +5,8 @@ rate; and whole default runs, a point in 50 steps and in 10.
 """
 
 import csv
+import re
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import Trainer
 
+from omnigram.tokenizers.quantizers import KINDS
 from omnigram.train.alarms import Alarms, Fall, Growth, Rise, Rule, Spike, left_out, pretraining_rules, tokenizer_rules
 from omnigram.train.incidents import Incidents, read_incidents
 from omnigram.train.steps import StepModule
@@ -96,6 +99,15 @@ def test_a_codebook_that_falls_out_of_use_is_told_once() -> None:
     fallen = [value * (0.3 if place >= 300 else 1) for place, value in enumerate(usage)]
     [told] = alarms(tokenizer_rules()["usage"], fallen)
     assert 340 <= told <= 360  # when half of the last hundred are fallen
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_fall_of_usage_advises_is_a_setting_of_that_quantizer(kind: str) -> None:
+    rule = tokenizer_rules(kind)["usage"]
+    [told] = [told for value in [0.8] * 100 + [0.1] * 100 if (told := rule.see(value))]
+    named = re.findall(r"tokenizer\.quantizer\.(\w+)", told)
+    assert named
+    assert set(named) <= {field.name for field in fields(KINDS[kind])}
 
 
 def test_counts_are_told_when_they_begin_and_when_they_have_doubled() -> None:

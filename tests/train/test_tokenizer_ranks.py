@@ -18,17 +18,18 @@ from omnigram.tokenizers.quantizers.index_backpropagation import IndexBackpropag
 from omnigram.tokenizers.quantizers.lookup_free import LookupFreeConfig
 from omnigram.tokenizers.quantizers.moving_average import MovingAverageConfig
 from omnigram.tokenizers.quantizers.multi_codebook import MultiCodebookConfig
-from omnigram.tokenizers.quantizers.quantizer import QuantizerConfig
+from omnigram.tokenizers.quantizers.quantizer import QuantizerConfig, places
 from omnigram.train.curves import read_curves
 from omnigram.train.world import join_world
 
 STEPS, BATCH = 6, 8
 CONFIGS: dict[str, QuantizerConfig] = {
-    "ema with revival": MovingAverageConfig(32, 4, 0.5, 0.25, False, 0.5),
-    "cosine with revival": MovingAverageConfig(32, 4, 0.5, 0.25, True, 0.5),
-    "ecvq with revival": MovingAverageConfig(32, 4, 0.5, 0.25, False, 0.5, rate=0.2),
+    "ema with revival": MovingAverageConfig(32, 4, 0.5, 0.25, False, 0.22),
+    "more dead codes than vectors": MovingAverageConfig(128, 4, 0.5, 0.25, False, 1.0),
+    "cosine with revival": MovingAverageConfig(32, 4, 0.5, 0.25, True, 0.22),
+    "ecvq with revival": MovingAverageConfig(32, 4, 0.5, 0.25, False, 0.22, rate=0.2),
     "gradient": GradientConfig(32, 4, 0.25, False),
-    "residual": MultiCodebookConfig(2, True, 32, 4, 0.5, 0.25, False, 0.5),
+    "residual": MultiCodebookConfig(2, True, 32, 4, 0.5, 0.25, False, 0.22),
     "lfq": LookupFreeConfig(32, 0.25, 0.5, 1.0, 1.0),
     "ibq": IndexBackpropagationConfig(32, 4, 0.25, 0.5, 1.0),
     "gumbel": GumbelConfig(32, 4, 0.1, 1.0, 0.1, True),  # its divergence: draws are each rank's own
@@ -48,7 +49,7 @@ def quantize(folder: str) -> None:
         torch.manual_seed(0)
         model = nn.ModuleList([nn.Conv2d(config.dim, config.dim, 1), quantizer := config.build()])
         with torch.no_grad():
-            quantizer.start_from(batch(0, config.dim).movedim(1, -1).flatten(0, -2))
+            quantizer.start_from(places(torch.cat([batch(step, config.dim) for step in (0, 1)])))
         quantizer.ranks = world
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         told = []
@@ -77,7 +78,7 @@ def test_codebooks_revival_and_entropies_are_those_of_one_process(tmp_path: Path
         for part, tensor in one[name].items():
             assert torch.allclose(tensor, two[name][part], rtol=1e-5, atol=1e-5), f"{part} of {name}"
     revived = one["ema with revival"]["1.codebook"]
-    assert (torch.cdist(revived, batch(STEPS - 1, 4).movedim(1, -1).flatten(0, -2)).min(1).values < 5).all()
+    assert (torch.cdist(revived, places(batch(STEPS - 1, 4))).min(1).values < 5).all()
 
 
 SETTINGS = [

@@ -44,7 +44,8 @@ def principal_components(
     if len(patches) < size or patches.shape[1] < size:
         raise ValueError(
             f"{len(patches)} patches of {patches.shape[1]} numbers have no {size} principal components: "
-            "lower tokenizer.quantizer.codebook_dim or give more pictures"
+            "lower tokenizer.quantizer.codebook_dim (fsq: give fewer scalar_levels, lfq: lower codebook_size), "
+            "or give more pictures"
         )
     mean = patches.mean(0)
     covariance = (patches - mean).T @ (patches - mean) / len(patches)

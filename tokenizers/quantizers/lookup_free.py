@@ -78,7 +78,7 @@ class LookupFreeQuantizer(Quantizer):
     def forward(self, vectors: Float[Tensor, "b d h w"]) -> Quantized:
         positive = vectors > 0
         codes = torch.where(positive, 1.0, -1.0).to(vectors.dtype)
-        ids = torch.einsum("bdhw,d->bhw", positive.long(), self.weights)
+        ids = (positive.movedim(1, -1) * self.weights).sum(-1)  # no product of matrices, which CUDA lacks for integers
         loss = self.config.commitment * F.mse_loss(vectors, codes)
         stats = self.counted(ids)
         if self.training:

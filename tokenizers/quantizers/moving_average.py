@@ -29,7 +29,8 @@ class MovingAverageConfig(CodebookConfig):
     decay: of the moving averages that the codebook is made of, 0 .. 1
     commitment: weight of the loss that pulls the encoder to its code
     cosine: codes and vectors have length 1
-    dead_code_threshold: a code whose average count a batch falls below this is replaced by a vector of the batch
+    dead_code_threshold: a code whose average count a batch falls below this share of the mean of all codes' is replaced
+        by a vector of the batch
     rate: squared distance that a bit is worth: of two codes about as near, the one that is used more is chosen, so that
         codes are easier to predict and a reconstruction keeps its codes; 0 takes the nearest
     """
@@ -92,7 +93,7 @@ class MovingAverageQuantizer(Quantizer):
         """
         if not self.config.rate:
             return None
-        counts = self.counts.clamp_min(max(self.config.dead_code_threshold, SMOOTHING))
+        counts = self.counts.clamp_min(max(self.config.dead_code_threshold, SMOOTHING) * self.counts.mean())
         return -self.config.rate * (counts / counts.sum()).log2()
 
     def lookup(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
@@ -124,17 +125,35 @@ class MovingAverageQuantizer(Quantizer):
         self.updates += 1
 
     def _revive(self, vectors: Float[Tensor, "n d"]) -> None:
-        """Put dead codes on vectors of the batch, no two on the same; the draw is of the number of updates."""
-        dead = (self.counts < self.config.dead_code_threshold).nonzero().flatten()
+        """Put dead codes on vectors of the batch, no two on the same; the draw is of the number of updates.
+
+        Of more dead codes than vectors it is also drawn which of them are revived.
+        """
+        dead = (self.counts < self._least_count).nonzero().flatten()
         if not len(dead):
             return
         vectors = self.ranks.concatenate(vectors)
         draw = torch.Generator().manual_seed(int(self.updates))
-        chosen = vectors[torch.randperm(len(vectors), generator=draw)[: len(dead)].to(vectors.device)]
-        self.put(dead[: len(chosen)], chosen)
+        number = min(len(dead), len(vectors))
+        codes, chosen = (
+            each[torch.randperm(len(each), generator=draw)[:number].to(each.device)] for each in (dead, vectors)
+        )
+        self.put(codes, chosen)
+
+    @property
+    def _least_count(self) -> Float[Tensor, ""]:
+        """Of a code that is not dead."""
+        return self.config.dead_code_threshold * self.counts.mean()
 
     @torch.no_grad()
     def put(self, codes: Int[Tensor, " n"], vectors: Float[Tensor, "n d"]) -> None:
+        count = self._least_count
         self.codebook[codes] = vectors
-        self.counts[codes] = self.config.dead_code_threshold
-        self.sums[codes] = vectors * self.config.dead_code_threshold
+        self.counts[codes] = count
+        self.sums[codes] = vectors * count
+
+    @torch.no_grad()
+    def count_with(self, old: "MovingAverageQuantizer", became: Int[Tensor, " k"]) -> None:
+        """Averages as if the `old` codes' vectors had gone to what each of these codes became; codes stay in place."""
+        for averages, before in ((self.counts, old.counts), (self.sums, old.sums)):
+            averages.zero_().index_add_(0, became.to(averages.device), before)
