@@ -183,7 +183,7 @@ def pretraining_rules() -> dict[str, Rule]:
     }
 
 
-def tokenizer_rules(quantizer: str = "ema") -> dict[str, Rule]:
+def tokenizer_rules(quantizer: str) -> dict[str, Rule]:
     """By the name in `StepModule.watched`, for a kind of quantizer."""
     return {
         "loss": Spike("the loss"),

@@ -221,7 +221,7 @@ def _train(
         Steps(config.seed, world.rank),
         telemetry,
         incidents,
-        Alarms(tokenizer_rules(), incidents),
+        Alarms(tokenizer_rules(settings.quantizer.kind), incidents),
         Start(pictures, settings.trainer.init_pictures),
         *([TrainingProgress("image tokenizer", steps)] if world.is_first else []),
     ]

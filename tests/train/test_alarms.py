@@ -42,7 +42,7 @@ def alarms(rule: Rule, values: list[float]) -> list[int]:
         ("pretraining_each_step", pretraining_rules()),
         ("pretraining_last_steps", pretraining_rules()),
         ("pretraining_whole_run", pretraining_rules()),
-        ("tokenizer_whole_run", tokenizer_rules()),
+        ("tokenizer_whole_run", tokenizer_rules("ema")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -97,7 +97,7 @@ def test_outputs_that_grow_are_told_at_the_bar_and_at_its_doublings() -> None:
 def test_a_codebook_that_falls_out_of_use_is_told_once() -> None:
     usage = recorded("tokenizer_whole_run")["usage"]
     fallen = [value * (0.3 if place >= 300 else 1) for place, value in enumerate(usage)]
-    [told] = alarms(tokenizer_rules()["usage"], fallen)
+    [told] = alarms(tokenizer_rules("ema")["usage"], fallen)
     assert 340 <= told <= 360  # when half of the last hundred are fallen
 
 
@@ -115,9 +115,9 @@ def test_counts_are_told_when_they_begin_and_when_they_have_doubled() -> None:
 
 
 def test_an_adversary_is_told_each_time_that_it_is_switched_off() -> None:
-    rule = tokenizer_rules()["adversary"]
+    rule = tokenizer_rules("ema")["adversary"]
     assert alarms(rule, [0, 0, 1, 1, 2, 2, 3, 3]) == [2, 4, 6]
-    again = tokenizer_rules()["adversary"]
+    again = tokenizer_rules("ema")["adversary"]
     again.load(rule.state())
     assert alarms(again, [3, 4]) == [1]
 
