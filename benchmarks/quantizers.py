@@ -103,8 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task("commands", total=len(wanted) * (3 if args.decoder else 2))
+
+        def each(one: tuple[str, int]) -> str:
+            name, seed = one
+            return judged(args, steps[name], name, seed, lambda: progress.advance(task))
+
         with ThreadPoolExecutor(args.at_once) as pool:
-            runs = list(pool.map(lambda one: judged(args, steps[one[0]], *one, lambda: progress.advance(task)), wanted))
+            runs = list(pool.map(each, wanted))
     if args.decoder:
         print(omnigram(args.out / "comparison.log", "through-decoder", *runs, f"threads={args.threads}"))
     print("\n".join(runs))

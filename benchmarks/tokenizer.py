@@ -51,6 +51,7 @@ class PlainVQVAE(nn.Module):
     def __init__(self, settings: DictConfig) -> None:
         super().__init__()
         network, quantizer = network_config(settings.network), settings.quantizer
+        places = settings.trainer.batch_size * (settings.pictures.resolution // network.patch) ** 2
         self.encoder = network.encoder(quantizer.codebook_dim)
         self.decoder = network.decoder(quantizer.codebook_dim)
         self.quantizer = VectorQuantize(
@@ -59,7 +60,7 @@ class PlainVQVAE(nn.Module):
             decay=quantizer.decay,
             commitment_weight=quantizer.commitment,
             use_cosine_sim=quantizer.cosine,
-            threshold_ema_dead_code=quantizer.dead_code_threshold,
+            threshold_ema_dead_code=quantizer.dead_code_threshold * places / quantizer.codebook_size,  # a count
             kmeans_init=True,
             accept_image_fmap=True,
             rotation_trick=False,
