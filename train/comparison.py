@@ -8,7 +8,6 @@ a tokenizer that keeps less of a picture has less to say, so read them beside th
 """
 
 import io
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ..data.artefact import atomic_write, atomic_write_json
-from ..data.splits import TEST
 from ..model.codec import read_card
 from .pretrain import EXPORT
 from .pretrain_metrics import SAMPLES
@@ -31,7 +29,7 @@ from .tokenizer import GRID
 TABLE, NUMBERS, PAGE = "comparison.md", "comparison.json", "comparison.png"
 WIDTH, GAP, FONT = 720, 16, 22  # pixels: of a column of the page, between its parts, of its heading
 BESIDE = 5  # most columns beside one another
-# metrics.json of the tokenizer, what `evaluate` found of it, and metrics.json of the decoder -> words and form of a row
+# metrics.json of the tokenizer, where `evaluate` adds to it, and of the decoder -> words and form of a row
 OF_TOKENIZER: dict[str, tuple[str, str]] = {
     "psnr": ("PSNR of unseen pictures, dB", "{:.2f}"),
     "ssim": ("SSIM", "{:.3f}"),
@@ -102,14 +100,7 @@ def _judged(run: Path) -> Judged:
     card, _ = read_card(run / EXPORT)
     found = _tokenizer_run(config, card.identities.get("image"))
     name = found.resolve().name if found else f"{config.tokenizer.name} {card.identities.get('image', '')[:8]}"
-    return Judged(name, run, decoder, config, found, _measured(found, config.data.name) if found else {})
-
-
-def _measured(tokenizer_run: Path, data: str) -> dict[str, Any]:
-    """The numbers of a tokenizer's run, and those of `omnigram evaluate` on its own test split where it was run."""
-    evaluation = tokenizer_run / f"evaluation-{data}-{TEST}.json"
-    numbers = json.loads(evaluation.read_text())["numbers"] if evaluation.is_file() else {}
-    return {**numbers, **finished_run(tokenizer_run)}
+    return Judged(name, run, decoder, config, found, finished_run(found) if found else {})
 
 
 def _tokenizer_run(config: DictConfig, identity: str | None) -> Path | None:
@@ -128,6 +119,8 @@ def _check_alike(first: Judged, other: Judged) -> None:
     differing = sorted(name for name in {*made, *others_made} - {"tokens"} if made.get(name) != others_made.get(name))
     if data != others_data:
         differing.append("data")
+    if first.config.tokens.get("share", 1) != other.config.tokens.get("share", 1):
+        differing.append("tokens.share")
     if differing:
         raise ValueError(
             f"{other.run} was not trained as {first.run}, {differing[0]} differs: their bits cannot be compared"

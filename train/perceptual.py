@@ -63,16 +63,19 @@ class PerceptualDistance(nn.Module):
         """Pixels that a side must have, for the last block to see anything."""
         return 2 ** (len(self.blocks) - 1)
 
-    def forward(
-        self, first: Float[Tensor, "b 3 height width"], second: Float[Tensor, "b 3 height width"]
-    ) -> Float[Tensor, " b"]:
-        """Of pixels -1 .. 1. ValueError for pictures that the trunk would halve to nothing."""
-        height, width = first.shape[-2:]
+    def check_side(self, height: int, width: int) -> None:
+        """ValueError for pictures that the trunk would halve to nothing."""
         if min(height, width) < self.least_side:
             raise ValueError(
                 f"pictures of {height} x {width} pixels are too small for {self.name}, which takes {self.least_side} "
                 "or more: raise tokenizer.pictures.resolution, or set tokenizer.loss.perceptual=0"
             )
+
+    def forward(
+        self, first: Float[Tensor, "b 3 height width"], second: Float[Tensor, "b 3 height width"]
+    ) -> Float[Tensor, " b"]:
+        """Of pixels -1 .. 1. ValueError as `check_side`."""
+        self.check_side(*first.shape[-2:])
         with torch.autocast(first.device.type, enabled=False):
             ours, theirs = ((pixels.float() - self.shift) / self.scale for pixels in (first, second))
             distance = first.new_zeros(len(first), dtype=torch.float32)

@@ -119,11 +119,8 @@ def _check_sides(settings: DictConfig, height: int, width: int) -> None:
     """ValueError for smallest pictures of these pixels that a measure or a loss does not take."""
     check_side(height, width)
     distance = loss_distance(settings.loss)
-    if distance is not None and min(height, width) < distance.least_side:
-        raise ValueError(
-            f"pictures of {height} x {width} pixels are too small for {distance.name}, which takes "
-            f"{distance.least_side} or more: raise tokenizer.pictures.resolution, or set tokenizer.loss.perceptual=0"
-        )
+    if distance is not None:
+        distance.check_side(height, width)
     if settings.discriminator is not None:
         discriminator.check_side(settings.discriminator.layers, height, width)
 

@@ -129,6 +129,11 @@ def test_what_cannot_be_compared_is_refused(exports: Path, tmp_path: Path, capsy
     config.write_text(config.read_text().replace("datasets/made", "datasets/other"))
     with pytest.raises(ValueError, match="data differs"):
         compare([first, elsewhere], tmp_path / "side")
+    of_a_part = judged(tmp_path, exports / "model", 4)
+    config = of_a_part / "config.yaml"
+    config.write_text(config.read_text().replace("tokens: {", "tokens: {share: 0.25, "))
+    with pytest.raises(ValueError, match=r"tokens\.share differs"):
+        compare([first, of_a_part], tmp_path / "side")
     older = json.loads((first / "metrics.json").read_text())
     del older["bits_first_code"]
     (first / "metrics.json").write_text(json.dumps(older))

@@ -26,6 +26,7 @@ from omnigram.train import tokenizer as tokenizer_step
 from omnigram.train.cli import main
 from omnigram.train.compose import compose_config
 from omnigram.train.image_tokenizer import ImageTokenizerTraining
+from omnigram.train.perceptual import PerceptualDistance
 from omnigram.train.pretrain import pretrain
 from omnigram.train.tokenizer import Reconstructions, Start
 
@@ -175,10 +176,10 @@ def test_held_out_numbers_are_of_so_many_pictures_of_the_whole_split_read_once()
     assert logged[0][1] == logged[1][1]
 
 
-class Far:
-    """A perceptual distance for large pictures."""
-
-    name, least_side = "lpips", 128
+def far_seeing() -> PerceptualDistance:
+    """For pictures of 128 pixels and more."""
+    block = [(torch.zeros(3, 3, 3, 3), torch.zeros(3))]
+    return PerceptualDistance("lpips", [block] * 8, [torch.ones(3)] * 8, (0.0,) * 3, (1.0,) * 3)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_pictures_that_are_too_small_are_refused_before_any_is_made(
     capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(tokenizer_step, "loss_distance", lambda loss: Far() if loss.perceptual > 0 else None)
+    monkeypatch.setattr(tokenizer_step, "loss_distance", lambda loss: far_seeing() if loss.perceptual > 0 else None)
     assert main(["tokenizer", *overrides(draw_pictures(tmp_path / "pictures")), *settings]) == 2
     [line] = capsys.readouterr().err.strip().splitlines()
     assert message in line
