@@ -141,10 +141,10 @@ def distance_of_share(features: Float[Tensor, "k f"], counts: Int[Tensor, " k"],
     low, high = 0.0, 2 * float((features - features.mean(0)).norm(dim=1).max()) + 1e-3
     for _ in range(30):
         middle = (low + high) / 2
-        if len(counts) - int(_apart(features, counts, middle).sum()) < wanted:
-            low = middle
-        else:
-            high = middle
+        goes = len(counts) - int(_apart(features, counts, middle).sum())
+        if goes == wanted:
+            return middle
+        low, high = (middle, high) if goes < wanted else (low, middle)
     return high
 
 
@@ -156,12 +156,13 @@ def by_frequency(counts: Int[Tensor, " k"]) -> Renumbering:
 def by_similarity(features: Float[Tensor, "k f"]) -> Renumbering:
     """A walk from the code with the least sum of features, always on to the nearest code where it has not been."""
     here = int(features.sum(1).argmin())
-    order, left = [here], torch.ones(len(features), dtype=torch.bool)
-    left[here] = False
-    while bool(left.any()):
-        distance = (features - features[here]).square().sum(1).masked_fill(~left, torch.inf)
-        here = int(distance.argmin())
-        left[here] = False
+    places = (features - features.mean(0)).double()
+    lengths = places.square().sum(1)
+    order = [here]
+    for _ in range(len(features) - 1):
+        here_place = places[here]
+        lengths[here] = torch.inf
+        here = int((lengths - 2 * (places @ here_place)).argmin())
         order.append(here)
     return _reordered(torch.tensor(order))
 
@@ -225,10 +226,13 @@ def _apart(features: Float[Tensor, "k f"], counts: Int[Tensor, " k"], closer_tha
     """Which codes stay when each, the most used first, stays only if none that stays is closer."""
     stays = torch.zeros(len(counts), dtype=torch.bool)
     free = torch.ones(len(counts), dtype=torch.bool)
-    for code in counts.argsort(descending=True, stable=True).tolist():
-        if free[code]:
-            stays[code] = True
-            free &= (features - features[code]).square().sum(1) >= closer_than**2
+    for part in counts.argsort(descending=True, stable=True).split(max(1, DISTANCES // len(counts))):
+        candidates = part[free[part]]
+        near = _distances(features[candidates], features) < closer_than
+        for row, code in enumerate(candidates.tolist()):
+            if free[code]:
+                stays[code] = True
+                free &= ~near[row]
     return stays
 
 
@@ -246,5 +250,7 @@ def _reordered(order: Int[Tensor, " k"]) -> Renumbering:
 
 
 def _distances(some: Float[Tensor, "m f"], all_: Float[Tensor, "k f"]) -> Float[Tensor, "m k"]:
-    """Not by matrix products, which lose the difference of near ones."""
-    return torch.cdist(some, all_, compute_mode="donot_use_mm_for_euclid_dist")
+    """By matrix products, which lose the difference of near ones in 32 bits, and do not in 64 around the middle."""
+    middle = all_.mean(0)
+    pair = (some - middle).double(), (all_ - middle).double()
+    return torch.cdist(*pair, compute_mode="use_mm_for_euclid_dist").float()

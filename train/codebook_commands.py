@@ -164,6 +164,8 @@ def revive(options: argparse.Namespace) -> int:
 
 
 def _renumbering(opened: "CodebookFolder", options: argparse.Namespace) -> "Renumbering":
+    from rich.console import Console
+
     from ..tokenizers import codebook_surgery as surgery
 
     tokenizer = opened.tokenizer
@@ -178,19 +180,21 @@ def _renumbering(opened: "CodebookFolder", options: argparse.Namespace) -> "Renu
         assert counts is not None
         return surgery.by_frequency(counts)
     if options.action == "remap":
-        alike = tokenizer.can_decode
-        return surgery.by_similarity(
-            surgery.patch_features(surgery.code_patches(tokenizer)) if alike else surgery.code_vectors(tokenizer)
-        )
+        with Console(stderr=True).status(f"comparing {tokenizer.codebook_size:,} codes"):
+            alike = tokenizer.can_decode
+            return surgery.by_similarity(
+                surgery.patch_features(surgery.code_patches(tokenizer)) if alike else surgery.code_vectors(tokenizer)
+            )
     if options.closer_than is not None and not options.closer_than > 0:
         raise ValueError(f"--closer-than {options.closer_than:g} must be above 0")
     features = surgery.patch_features(surgery.code_patches(tokenizer))
     counts = _counts(opened, options)
     assert counts is not None
-    closer_than = options.closer_than
-    if closer_than is None:
-        closer_than = surgery.distance_of_share(features, counts, options.share)
-    return surgery.merging(features, counts, closer_than)
+    with Console(stderr=True).status(f"comparing {tokenizer.codebook_size:,} codes"):
+        closer_than = options.closer_than
+        if closer_than is None:
+            closer_than = surgery.distance_of_share(features, counts, options.share)
+        return surgery.merging(features, counts, closer_than)
 
 
 def _data(opened: "CodebookFolder", options: argparse.Namespace) -> Path:
