@@ -16,7 +16,7 @@ from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from .codebook import Codebook, CodebookTokenizer
+from .codebook_tokenizer import CodebookTokenizer, codebook
 from .movqgan_layers import CausalConv, DoubleFrames, HalveFrames, MoVQLevel, MoVQMiddle, SpatialNorm, TemporalBlock
 from .quantizers.nearest import nearest
 from .quantizers.quantizer import Quantized
@@ -191,7 +191,7 @@ class MoVQGAN(CodebookTokenizer):
         self.config = config
         self.encoder = Encoder(config)
         self.quant_conv = CausalConv(config.embed_dim, config.embed_dim, (3, 1, 1))
-        self.quantize = Codebook(config.codebook_size, config.embed_dim)
+        self.quantize = codebook(config.codebook_size, config.embed_dim)
         self.post_quant_conv = CausalConv(config.embed_dim, config.embed_dim, (3, 1, 1))
         self.decoder = Decoder(config)
 
@@ -219,7 +219,7 @@ class MoVQGAN(CodebookTokenizer):
         if pixels.shape[1] % factor or not pixels.shape[1]:
             raise ValueError(f"a clip of {pixels.shape[1]} frames: their number must be a multiple of {factor}")
         with self._evaluating():
-            return nearest(rearrange(self._vectors(pixels), "b d t h w -> b t h w d"), self.quantize.vectors)
+            return nearest(rearrange(self._vectors(pixels), "b d t h w -> b t h w d"), self.quantize.codebook)
 
     @torch.no_grad()
     def decode_clip(self, ids: Int[Tensor, "b t h w"]) -> Float[Tensor, "b frames 3 height width"]:

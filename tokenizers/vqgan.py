@@ -15,7 +15,7 @@ from typing import Any, Self
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .codebook import Codebook, CodebookTokenizer
+from .codebook_tokenizer import CodebookTokenizer, codebook
 from .quantizers.quantizer import Quantized
 from .vqgan_layers import GROUPS, Attention, Downsample, Level, Middle, Norm, ResidualBlock, Upsample, swish
 
@@ -230,7 +230,7 @@ class VQGAN(CodebookTokenizer):
         self.config = config
         self.encoder = Encoder(config)
         self.quant_conv = nn.Conv2d(config.latent_channels, config.embed_dim, 1)
-        self.quantize = Codebook(config.codebook_size, config.embed_dim, config.normalise_codes)
+        self.quantize = codebook(config.codebook_size, config.embed_dim, config.normalise_codes)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.latent_channels, 1)
         self.decoder = Decoder(config) if config.decoder else None
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import ChameleonVQVAE, ChameleonVQVAEConfig
 
 from omnigram.tokenizers.checkpoint_names import taming_state
-from omnigram.tokenizers.codebook import COMMITMENT, Codebook
+from omnigram.tokenizers.codebook_tokenizer import COMMITMENT, codebook
 from omnigram.tokenizers.pixel_tokenizer import load_weights
 from omnigram.tokenizers.quantizers import nearest
 from omnigram.tokenizers.vqgan import VQGAN, VQGANConfig
@@ -207,7 +207,7 @@ def test_the_codebook_is_searched_in_parts_alike(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("normalise", [False, True])
 def test_gradients_pass_the_codebook_and_the_commitment_weighs_the_encoder(normalise: bool):
     torch.manual_seed(0)
-    quantize = Codebook(16, 3, normalise)
+    quantize = codebook(16, 3, normalise)
     torch.nn.init.normal_(quantize.embedding.weight)
     vectors = torch.randn(2, 3, 4, 4, requires_grad=True)
     quantized = quantize(vectors)

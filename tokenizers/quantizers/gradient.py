@@ -59,8 +59,9 @@ class GradientQuantizer(Quantizer):
     def compared(self, vectors: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
         return F.normalize(vectors, dim=1) if self.config.cosine else vectors
 
-    def lookup(self, ids: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
-        return self.codebook[ids].movedim(-1, 1)
+    def lookup(self, ids: Int[Tensor, " b *grid"]) -> Float[Tensor, " b d *grid"]:
+        """The vectors of codes, contiguous: torch's group norm in channels_last drops digits on the CPU."""
+        return self.codebook[ids].movedim(-1, 1).contiguous()
 
     @torch.no_grad()
     def put(self, codes: Int[Tensor, " n"], vectors: Float[Tensor, "n d"]) -> None:
