@@ -88,7 +88,7 @@ class Adversary(nn.Module):
         loss = hinge + self.config.lecam * lecam
         return DiscriminatorLoss(loss, hinge, lecam, torch.stack([of_real.mean(), of_decoded.mean()]).detach())
 
-    def follow(self, scores: Float[Tensor, "2"]) -> None:
+    def follow_scores(self, scores: Float[Tensor, "2"]) -> None:
         """Let LeCam's averages follow the means over all ranks, once the step is found sound."""
         self.scores.lerp_(scores.to(self.scores.dtype), 1 - LECAM_DECAY)
 

@@ -150,12 +150,12 @@ class ImageTokenizerTraining(StepModule):
         """All that a sound step changes."""
         for optimizer in optimizers:
             optimizer.step()
-        self.tokenizer.quantizer.follow()
+        self.tokenizer.quantizer.update_codebook()
         self.averaged.update_parameters(self.tokenizer)
         if self.adversary is None:
             return
         if judged is not None:
-            self.adversary.follow(self.world.mean(judged.scores))
+            self.adversary.follow_scores(self.world.mean(judged.scores))
         error = self.world.mean(terms.reconstruction.detach().float().clone())
         self.adversary.guard.see(error, self.step + 1)
 
@@ -164,7 +164,7 @@ class ImageTokenizerTraining(StepModule):
         optimizers = self.every_optimizer()
         warmup, last = self.settings.optimizer.warmup_steps, self.settings.trainer.max_steps
         scale_learning_rates(optimizers, warmup_cosine(self.step, warmup, last, self.settings.optimizer.final_ratio))
-        self.tokenizer.quantizer.at(self.step / last)
+        self.tokenizer.quantizer.set_progress(self.step / last)
         return optimizers
 
     def _mirrored(self, pictures: UInt8[Tensor, "b height width 3"]) -> UInt8[Tensor, "b height width 3"]:

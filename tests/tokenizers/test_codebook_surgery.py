@@ -138,7 +138,7 @@ def test_averages_go_with_their_codes() -> None:
     old = made("ema").train()
     assert isinstance(old, ImageTokenizer)
     old.quantize(pictures())
-    old.quantizer.follow()
+    old.quantizer.update_codebook()
     new = old.with_codes(torch.tensor([5, 2, 9]))
     assert new.training
     before, after = old.quantizer.state_dict(), new.quantizer.state_dict()

@@ -143,7 +143,7 @@ def test_gradients_pass_the_quantizer_and_only_training_moves_the_codebook():
     tokenizer.train()
     quantized = tokenizer.quantize(pixels)
     assert torch.equal(codebook_of(tokenizer), before), "a step that turns out unsound changes nothing"
-    tokenizer.quantizer.follow()
+    tokenizer.quantizer.update_codebook()
     assert not torch.equal(codebook_of(tokenizer), before)
     tokenizer.decoder(quantized.codes).square().mean().backward()
     linear = networks_of(tokenizer)[0].linear[1]

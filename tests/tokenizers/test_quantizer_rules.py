@@ -48,7 +48,7 @@ def test_moving_averages_are_those_of_vector_quantize_pytorch(cosine: bool):
     for step in range(5):
         vectors = torch.randn(6, 4, 5, 5, generator=torch.Generator().manual_seed(step)) + step
         mine, (codes, ids, loss) = ours(vectors), peer(vectors)
-        ours.follow()
+        ours.update_codebook()
         assert torch.equal(mine.ids, ids)
         torch.testing.assert_close(mine.codes, codes, rtol=1e-4, atol=1e-5)
         if not cosine:  # there the peer compares with vectors of any length
@@ -62,7 +62,7 @@ def test_dead_codes_are_put_on_vectors_of_the_batch():
     assert len(quantizer(far).ids.unique()) == 1
     for _ in range(14):
         quantizer(far)
-        quantizer.follow()
+        quantizer.update_codebook()
     assert len(quantizer(far).ids.unique()) > 12
     codes = quantizer.state_dict()["codebook"]
     assert (torch.cdist(codes, places(far)).min(1).values < 3).all()
@@ -78,7 +78,7 @@ def test_a_code_is_dead_by_its_share_of_an_even_count(copies: int):
         quantizer.get_buffer(name).copy_(value)
     batch = corners.repeat_interleave(copies * torch.tensor([30, 8, 2, 0]), dim=0)
     quantizer.train()(rearrange(batch, "n d -> 1 d 1 n"))
-    quantizer.follow()  # its average count of the last one is 0.4 a copy
+    quantizer.update_codebook()  # its average count of the last one is 0.4 a copy
     expected = copies * torch.tensor([30.0, 7.6, 2.0, 1.0])
     torch.testing.assert_close(quantizer.get_buffer("counts"), expected)
     [revived] = quantizer.get_buffer("codebook")[3:]
@@ -94,7 +94,7 @@ def large() -> tuple[Quantizer, Callable[[int], None]]:
 
     def step(number: int) -> None:
         quantizer(torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(number)) + 100)
-        quantizer.follow()
+        quantizer.update_codebook()
 
     return quantizer, step
 
@@ -303,7 +303,7 @@ def test_gumbel_draws_by_its_probabilities_and_pays_their_divergence():
     torch.testing.assert_close(share, logits.softmax(1)[0], rtol=0, atol=0.02)
     temperatures = []
     for progress in (0.0, 0.5, 1.0, 2.0):
-        quantizer.at(progress)
+        quantizer.set_progress(progress)
         temperatures.append(float(quantizer(vectors).stats["temperature"]))
     assert temperatures == pytest.approx([1.0, 0.55, 0.1, 0.1])
 

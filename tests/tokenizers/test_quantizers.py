@@ -66,7 +66,7 @@ def test_what_is_evaluated_changes_nothing_and_does_not_depend_on_its_batch(conf
     vectors = torch.randn(5, config.dim, 3, 3)
     together = quantizer(vectors).ids
     assert torch.equal(together, torch.cat([quantizer(vector[None]).ids for vector in vectors]))
-    quantizer.follow()
+    quantizer.update_codebook()
     assert all(torch.equal(tensor, before[name]) for name, tensor in quantizer.state_dict().items())
 
 
@@ -95,7 +95,7 @@ def test_no_integer_matrices_are_multiplied(config: QuantizerConfig):
     quantizer = made(config).train()
     with FloatingProducts():
         quantizer.lookup(quantizer(torch.randn(2, config.dim, 3, 3)).ids)
-        quantizer.follow()
+        quantizer.update_codebook()
 
 
 @every
@@ -127,12 +127,12 @@ def test_training_makes_the_codes_fit_the_vectors(config: QuantizerConfig):
     with torch.no_grad():
         before = error()
     for step in range(200):
-        quantizer.train().at(step / 200)
+        quantizer.train().set_progress(step / 200)
         quantized = quantizer(vectors.requires_grad_())
         optimizer.zero_grad()
         (F.mse_loss(quantized.codes, vectors.detach()) + quantized.loss).backward()
         optimizer.step()
-        quantizer.follow()
+        quantizer.update_codebook()
     with torch.no_grad():
         assert error() < before
 
@@ -192,7 +192,7 @@ def test_constant_vectors_leave_numbers_finite(config: QuantizerConfig):
     quantizer = config.build().train()
     for step in range(3):
         quantized = quantizer(torch.full((1, config.dim, 2, 2), 0.3))
-        quantizer.follow()
+        quantizer.update_codebook()
         assert torch.isfinite(quantized.codes).all(), step
         assert torch.isfinite(quantized.loss)
     assert all(torch.isfinite(tensor).all() for tensor in quantizer.state_dict().values())

@@ -70,7 +70,7 @@ def test_losses_go_where_they_belong() -> None:
 def test_averages_of_scores_follow_by_a_hundredth() -> None:
     made = Adversary(config())
     for _ in range(3):
-        made.follow(torch.tensor([1.0, -2.0]))
+        made.follow_scores(torch.tensor([1.0, -2.0]))
     assert made.scores.tolist() == pytest.approx([1 - 0.99**3, -2 * (1 - 0.99**3)], rel=1e-4)
     assert "scores" in made.state_dict()
 

@@ -329,7 +329,7 @@ def revive_from_two_sizes(folder: str) -> None:
     grid = ((6, 10), (8, 8))[world.rank]
     vectors = torch.randn(2, 4, *grid, generator=torch.Generator().manual_seed(world.rank)) + 5
     quantizer(vectors)
-    quantizer.follow()
+    quantizer.update_codebook()
     left = {"codebook": quantizer.state_dict()["codebook"], "vectors": places(vectors)}
     torch.save(left, Path(folder) / f"rank-{world.rank}.pt")
 

@@ -61,7 +61,7 @@ def quantize(folder: str) -> None:
             loss.backward()
             world.average_gradients(model)
             optimizer.step()
-            quantizer.follow()
+            quantizer.update_codebook()
             told += [world.mean(value.detach().clone()) for value in (loss, *quantized.stats.values())]
         gradients = {f"gradient of {n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
         left[name] = {"told": torch.stack([value.float() for value in told]), **gradients, **model.state_dict()}

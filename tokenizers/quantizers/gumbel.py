@@ -58,7 +58,7 @@ class GumbelQuantizer(Quantizer):
         self.codebook = nn.Parameter(torch.randn(config.codebook_size, config.codebook_dim))
         self._temperature = config.temperature
 
-    def at(self, progress: float) -> None:
+    def set_progress(self, progress: float) -> None:
         """The temperature of the draws from now on."""
         first, last = self.config.temperature, self.config.final_temperature
         self._temperature = last + (first - last) * (1 + math.cos(math.pi * min(1.0, progress))) / 2

@@ -108,7 +108,7 @@ class MovingAverageQuantizer(Quantizer):
         self.sums.copy_(centres * counts[:, None])
 
     @torch.no_grad()
-    def follow(self) -> None:
+    def update_codebook(self) -> None:
         """Move the averages and the codebook; revive codes that are hardly used."""
         if self._seen is None:
             return

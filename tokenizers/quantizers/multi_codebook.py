@@ -126,9 +126,9 @@ class MultiCodebookQuantizer(Quantizer):
                 shares = [share - book.lookup(book.eval()(share.T[None, :, :, None]).ids)[0, :, :, 0].T]
                 book.train(self.training)
 
-    def follow(self) -> None:
+    def update_codebook(self) -> None:
         for book in self._books():
-            book.follow()
+            book.update_codebook()
 
     def _books(self) -> list[MovingAverageQuantizer]:
         return [book for book in self.books if isinstance(book, MovingAverageQuantizer)]

@@ -141,10 +141,10 @@ class Quantizer(nn.Module, ABC):
     def start_from(self, vectors: Float[Tensor, "n d"]) -> None:
         """Begin at codes that suit these vectors, the same on every rank."""
 
-    def follow(self) -> None:
+    def update_codebook(self) -> None:
         """Let the codes follow the vectors that were quantized last in training mode, once that step is found sound."""
 
-    def at(self, progress: float) -> None:
+    def set_progress(self, progress: float) -> None:
         """Tell how much of the training is done, 0 .. 1."""
 
     def counted(self, ids: Int[Tensor, "b h w"]) -> dict[str, Tensor]:
