@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import IO, Any, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from .address_errors import shown
 from .artefact import identity
-from .remote import BUFFER, Network, RemoteStream, shown
+from .remote import BUFFER, Network, RemoteStream
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|pipe:")
 

@@ -8,40 +8,23 @@ be: the bytes are counted here.
 
 import email.utils
 import http.client
-import importlib.util
 import io
-import os
 import random
-import re
-import signal
 import socket
 import ssl
-import subprocess
 import time
 import urllib.error
-import urllib.request
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit, urlunsplit
+from typing import Any
+
+from .address_errors import AddressError, shown
+from .connections import Connection, connector
 
 LONGEST_PAUSE = 60.0  # seconds between two attempts
 LONGEST_WAIT = 600.0  # seconds that a server may ask to wait
 BUFFER = 1 << 20  # bytes
 _PASSING_STATUS = (408, 425, 429)  # and every 5xx but 501
-_EXTRAS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}  # protocol -> package of the extra `cloud`
-
-
-_WEB = ("http", "https")
-# who is let in, at the start of what follows http://, also with a password in which / is not written as %2F
-_WEB_USER = re.compile(r"[^/?#]*@|[^/?#:@\[]*:(?!\d*(?:[/?#]|$)).*@", re.DOTALL)
-_USER = re.compile(r"[^/:@]*:[^/]*@")
-_SHARD = re.compile(r"[\w.-]+\.(?:tar|tgz)\b[\w.]*")
-
-
-class AddressError(OSError):
-    """An address that cannot be read, in one line that names it."""
 
 
 @dataclass(frozen=True)
@@ -69,44 +52,6 @@ class Network:
         return min(self.pause * 2.0 ** (failures - 1), LONGEST_PAUSE) * random.uniform(0.5, 1.0)
 
 
-def shown(address: str) -> str:
-    """An address as messages name it: without the signature or password that it may carry.
-
-    Of a command it is the program, and the names of shards, by which one tells it from others.
-    """
-    if address.startswith("pipe:"):
-        program, _, rest = address.removeprefix("pipe:").strip().partition(" ")
-        words = [program if re.fullmatch(r"[\w./-]+", program) else "", *_SHARD.findall(rest)]
-        return f"pipe:{' … '.join(words)}{'' if len(words) > 1 or not rest else ' …'}"
-    return "::".join(map(_without_secrets, re.split(r"::(?=\w[\w+.-]*://)", address)))  # as fsspec chains them
-
-
-def _without_secrets(address: str) -> str:
-    scheme, mark, rest = address.partition("://")
-    web = scheme.lower() in _WEB
-    user = (_WEB_USER if web else _USER).match(rest) if mark else None
-    rest = rest[user.end() :] if user else rest
-    return scheme + mark + (re.split("[?#]", rest)[0] if web else rest)
-
-
-class _Connection(Protocol):
-    """One attempt: bytes of an address from some place on, as they come."""
-
-    @property
-    def size(self) -> int | None:
-        """Bytes of the whole, where it is known."""
-        ...
-
-    @property
-    def tag(self) -> str | None:
-        """What changes when the contents do."""
-        ...
-
-    def read(self, most: int) -> bytes: ...
-
-    def close(self) -> None: ...
-
-
 class RemoteStream(io.RawIOBase):
     """The bytes of an address from the first to the last, whatever happens in between.
 
@@ -116,9 +61,9 @@ class RemoteStream(io.RawIOBase):
 
     def __init__(self, address: str, network: Network) -> None:
         self.address, self.network = address, network
-        self._connect = _connector(address, network.timeout)
+        self._connect = connector(address, network.timeout)
         self._at = self._failures = 0
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self.size: int | None = None
         self.tag: str | None = None
         self._known = False  # whether it was open once
@@ -247,125 +192,3 @@ def _asked_to_wait(error: Exception) -> float | None:
         except (ValueError, TypeError, OverflowError):
             return None
     return min(seconds, LONGEST_WAIT) if seconds > 0 else None
-
-
-_Connector = Callable[[int, str | None], tuple[_Connection, int]]  # (place, tag) -> the connection, and where it begins
-
-
-def _connector(address: str, timeout: float) -> _Connector:
-    scheme = address.partition(":")[0]
-    if scheme == "pipe":
-        return lambda place, tag: (_Command(address), 0)
-    if scheme in _WEB:
-        return lambda place, tag: _web(address, place, tag, timeout)
-    return lambda place, tag: (_Filed(address, place), place)
-
-
-class _Web:
-    """The body of an answer."""
-
-    def __init__(self, answer: http.client.HTTPResponse, size: int | None, tag: str | None) -> None:
-        self._answer, self.size, self.tag = answer, size, tag
-
-    def read(self, most: int) -> bytes:
-        return self._answer.read1(most)
-
-    def close(self) -> None:
-        self._answer.close()
-
-
-def _web(address: str, place: int, tag: str | None, timeout: float) -> tuple[_Web, int]:
-    headers = {"User-Agent": "omnigram", "Accept-Encoding": "identity"}
-    if place:
-        headers["Range"] = f"bytes={place}-"
-        if tag is not None and not tag.startswith("W/"):  # else the whole is sent, and its tag tells that it changed
-            headers["If-Range"] = tag
-    opener, address = _authorised(address)
-    answer = opener.open(urllib.request.Request(address, headers=headers), timeout=timeout)
-    try:
-        found = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
-        if answer.status == 206:
-            span, _, total = answer.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
-            if span.partition("-")[0] != str(place):
-                raise ConnectionError(f"the server sent the bytes {span!r}, not those from {place} on")
-            return _Web(answer, int(total) if total.isdecimal() else None, found), place
-        length = answer.headers.get("Content-Length", "")
-        return _Web(answer, int(length) if length.isdecimal() else None, found), 0
-    except BaseException:
-        answer.close()
-        raise
-
-
-def _authorised(address: str) -> tuple[urllib.request.OpenerDirector, str]:
-    """What opens an address, and the address without the name and password, which go to its host alone."""
-    try:
-        parts = urlsplit(address)
-        _ = parts.port  # ValueError where it is none
-    except ValueError:
-        raise http.client.InvalidURL from None
-    user, _, host = parts.netloc.rpartition("@")
-    if not user:
-        return urllib.request.build_opener(), address
-    name, _, password = user.partition(":")
-    known = urllib.request.HTTPPasswordMgrWithPriorAuth()
-    known.add_password(None, f"{parts.scheme}://{host}/", unquote(name), unquote(password), is_authenticated=True)
-    opener = urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(known))
-    return opener, urlunsplit(parts._replace(netloc=host))
-
-
-class _Filed:
-    """A file of one of fsspec's file systems."""
-
-    def __init__(self, address: str, place: int) -> None:
-        import fsspec
-
-        scheme = address.partition(":")[0]
-        if scheme in _EXTRAS and importlib.util.find_spec(_EXTRAS[scheme]) is None:
-            raise ImportError(f"{_EXTRAS[scheme]} is not installed: pip install 'omnigram[cloud]'")
-        system, path = fsspec.url_to_fs(address)
-        self.size, self.tag = None, None
-        described = system.info(path)
-        if described.get("type") == "directory":
-            raise IsADirectoryError("Is a directory")
-        if described.get("size") is not None:
-            self.size = int(described["size"])
-        tags = (described.get(name) for name in ("ETag", "etag", "mtime", "LastModified", "updated", "created"))
-        self.tag = next((str(tag) for tag in tags if tag), None)
-        self._file = system.open(path, "rb")
-        if place:
-            self._file.seek(place)
-
-    def read(self, most: int) -> bytes:
-        return self._file.read(most)
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class _Command:
-    """What a shell command writes. It is never started again: it may have effects, and retries of its own."""
-
-    size: int | None = None
-    tag: str | None = None
-
-    def __init__(self, address: str) -> None:
-        self._process = subprocess.Popen(
-            address.removeprefix("pipe:"), shell=True, stdout=subprocess.PIPE, start_new_session=True
-        )
-        self._address = address
-
-    def read(self, most: int) -> bytes:
-        assert self._process.stdout is not None
-        data = self._process.stdout.read1(most)  # type: ignore[attr-defined] - a buffered reader has it, which IO[bytes] does not say
-        if not data and (code := self._process.wait()):
-            raise AddressError(f"{shown(self._address)} cannot be read: its command ended with exit code {code}")
-        return data
-
-    def close(self) -> None:
-        assert self._process.stdout is not None
-        self._process.stdout.close()  # a command that goes on writing is ended by that
-        try:
-            self._process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)  # and what the shell has started
-            self._process.wait()

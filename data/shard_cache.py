@@ -18,9 +18,10 @@ from typing import IO, Any
 
 import filelock
 
+from .address_errors import AddressError
 from .addresses import name_of, open_address
 from .artefact import PARTIAL, atomic_file, atomic_write_json, identity, make_folder
-from .remote import BUFFER, AddressError, Network, RemoteStream
+from .remote import BUFFER, Network, RemoteStream
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 _LOCKS = ".locks"  # a few files, by which processes agree who fetches

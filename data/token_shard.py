@@ -12,10 +12,11 @@ from collections import defaultdict
 from functools import cached_property
 from typing import IO, NamedTuple, cast
 
+from .address_errors import AddressError
 from .archive import CutShardError, archive_samples
 from .document import TokenDocument
 from .kinds import captioned_picture
-from .remote import BUFFER, AddressError
+from .remote import BUFFER
 
 
 class Damage(NamedTuple):

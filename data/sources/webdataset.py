@@ -15,11 +15,12 @@ from urllib.parse import urlparse
 
 from webdataset.shardlists import expand_urls
 
+from ..address_errors import AddressError
 from ..addresses import is_local, local_path, name_of, open_address
 from ..archive import CutShardError, Found, ShardError, archive_samples
 from ..document import IMAGE_SUFFIXES, Document, Segment, check_key
 from ..pictures import MAX_PIXELS
-from ..remote import BUFFER, AddressError, Network
+from ..remote import BUFFER, Network
 from . import Sample, Source
 from .folder import MAX_CAPTION, check_caption
 

@@ -16,9 +16,9 @@ from made_pictures import data_config, fill_folder, picture, tar_of
 from made_server import served, told
 from PIL import Image, PngImagePlugin
 
+from omnigram.data.address_errors import AddressError
 from omnigram.data.pictures import verify
 from omnigram.data.record import DATASET
-from omnigram.data.remote import AddressError
 from omnigram.data.sources import OTHER, REASONS
 from omnigram.data.sources.folder import FolderSource
 from omnigram.data.sources.webdataset import WebDatasetSource

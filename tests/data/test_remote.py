@@ -9,9 +9,10 @@ import fsspec
 import pytest
 from made_server import Faulty, served, told
 
-from omnigram.data import remote
+from omnigram.data import connections, remote
+from omnigram.data.address_errors import AddressError, shown
 from omnigram.data.addresses import is_local, join, local_path, open_address, read_address
-from omnigram.data.remote import AddressError, Network, RemoteStream
+from omnigram.data.remote import Network, RemoteStream
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB, more than one buffer
 QUICK = Network(attempts=4, timeout=0.4, pause=0.01)
@@ -163,7 +164,7 @@ def test_a_bucket_that_breaks_goes_on_where_it_was(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(("address", "package"), [("s3://b/a.tar", "s3fs"), ("gs://b/a.tar", "gcsfs")])
 def test_a_cloud_that_is_not_installed(address: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(connections.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(AddressError, match=rf"{address} .*{package} is not installed: pip install 'omnigram\[cloud\]'"):
         everything(address)
 
@@ -193,18 +194,18 @@ def test_addresses(tmp_path: Path) -> None:
 
 
 def test_messages_keep_secrets() -> None:
-    assert remote.shown("https://me:password@host:8/a/b.tar?X-Signature=1#f") == "https://host:8/a/b.tar"
-    assert remote.shown("s3://bucket/a?b") == "s3://bucket/a?b"
-    assert remote.shown("hf://datasets/a/b@v1:2/c") == "hf://datasets/a/b@v1:2/c"
-    assert remote.shown("http://[::1]:80/a@b/c?d") == "http://[::1]:80/a@b/c"
-    assert remote.shown("ftp://me:password@host/a") == "ftp://host/a"
-    assert remote.shown("zip://a.bin::https://me:password@host/b?X-Signature=1") == "zip://a.bin::https://host/b"
+    assert shown("https://me:password@host:8/a/b.tar?X-Signature=1#f") == "https://host:8/a/b.tar"
+    assert shown("s3://bucket/a?b") == "s3://bucket/a?b"
+    assert shown("hf://datasets/a/b@v1:2/c") == "hf://datasets/a/b@v1:2/c"
+    assert shown("http://[::1]:80/a@b/c?d") == "http://[::1]:80/a@b/c"
+    assert shown("ftp://me:password@host/a") == "ftp://host/a"
+    assert shown("zip://a.bin::https://me:password@host/b?X-Signature=1") == "zip://a.bin::https://host/b"
     for raw in ("pass/word", "pass?word", "pass#wo@rd"):  # which are written wrongly, and refused
-        assert remote.shown(f"https://me:{raw}@host/a") == "https://host/a"
-    assert remote.shown("pipe:zcat") == "pipe:zcat"
-    assert remote.shown("pipe:TOKEN=secret curl https://host/a") == "pipe: …"
+        assert shown(f"https://me:{raw}@host/a") == "https://host/a"
+    assert shown("pipe:zcat") == "pipe:zcat"
+    assert shown("pipe:TOKEN=secret curl https://host/a") == "pipe: …"
     web = "https://me:password@host/cc-00.tar.gz?X-Signature=1"
-    told = remote.shown(f"pipe:curl -u me:word -H 'Authorization: Bearer ab/cd==' '{web}' | gunzip")
+    told = shown(f"pipe:curl -u me:word -H 'Authorization: Bearer ab/cd==' '{web}' | gunzip")
     assert told == "pipe:curl … cc-00.tar.gz"
 
 

@@ -8,7 +8,7 @@ import pytest
 from made_damage import KEYS, QUICK, checked_folder, member, state
 from made_server import Faulty, served, told
 
-from omnigram.data.remote import AddressError
+from omnigram.data.address_errors import AddressError
 from omnigram.data.shard_cache import ShardCache
 from omnigram.data.tokens import TokenDataset
 

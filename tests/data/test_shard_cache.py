@@ -13,7 +13,8 @@ import pytest
 from made_server import Faulty, served, told
 
 from omnigram.data import artefact
-from omnigram.data.remote import AddressError, Network
+from omnigram.data.address_errors import AddressError
+from omnigram.data.remote import Network
 from omnigram.data.shard_cache import ChecksumError, ShardCache, default_folder
 
 SIZE = 200_000

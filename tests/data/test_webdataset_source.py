@@ -5,8 +5,8 @@ import json
 import pytest
 from made_pictures import picture, tar_of
 
+from omnigram.data.address_errors import AddressError
 from omnigram.data.document import Document, Segment
-from omnigram.data.remote import AddressError
 from omnigram.data.shards import ShardError, read_shard, write_shard
 from omnigram.data.sources.webdataset import WebDatasetSource
 
