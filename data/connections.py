@@ -58,7 +58,7 @@ def connector(address: str, timeout: float) -> Connector:
         address: http(s)://, pipe:COMMAND, or what fsspec knows.
         timeout: seconds without a byte that count as a lost connection, of http(s) alone.
     """
-    scheme = address.partition(":")[0]
+    scheme = address.partition(":")[0].lower()  # RFC 3986, section 3.1
     if scheme == "pipe":
         return lambda place, tag: (_Command(address), 0)
     if scheme in WEB:

@@ -59,6 +59,10 @@ def test_what_passes_costs_no_byte(
         assert server.sent == len(CONTENT)
 
 
+def test_a_scheme_may_be_in_capitals(server: Faulty) -> None:
+    assert everything(server.base.replace("http", "HTTP") + "/a.bin") == CONTENT
+
+
 def test_progress_begins_the_count_of_attempts_anew(server: Faulty) -> None:
     server.faults = [("drop", 100_000)] * 12
     with told("attempt 2 of 2"):
