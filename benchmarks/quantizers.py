@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -94,11 +95,15 @@ def judged(args: argparse.Namespace, steps: int, name: str, seed: int, advance: 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = options().parse_args(arguments)
     kept = args.out / "steps.json"
-    steps: dict[str, int] = json.loads(kept.read_text()) if kept.exists() else {}
+    asked = {"minutes": args.minutes, "threads": args.threads, "settings": args.settings}
+    record: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {**asked, "steps": {}}
+    if differing := [name for name in asked if record[name] != asked[name]]:
+        sys.exit(f"{kept} is of other --{differing[0]}, {record[differing[0]]}: give another --out")
+    steps: dict[str, int] = record["steps"]
     if lacking := [name for name in args.quantizers if name not in steps]:
         args.out.mkdir(parents=True, exist_ok=True)
         steps |= measured_steps(argparse.Namespace(**{**vars(args), "quantizers": lacking}))
-        atomic_write_json(kept, steps)
+        atomic_write_json(kept, record)
     wanted = [(name, seed) for seed in args.seeds for name in args.quantizers]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:

@@ -3,8 +3,8 @@
 Ours is a step of `omnigram tokenizer` with the default configuration: a codebook of moving averages that revives dead
 codes, an average of all weights for evaluation, mirrored pictures, channels last in memory, Muon beside AdamW. The
 peer is what one writes first: the same two networks around vector-quantize-pytorch's VectorQuantize with the same
-settings, AdamW, pixels in torch's default layout, no averages of weights, no mirroring. Then how far a process of each
-grows while it trains.
+settings but for the rate, as it chooses the nearest code whatever its length, AdamW, pixels in torch's default
+layout, no averages of weights, no mirroring. Then how far a process of each grows while it trains.
 
 Dimensions: B pictures of H x W pixels, h w grid of codes, D codebook dimension, K codebook size.
 """

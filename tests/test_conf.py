@@ -118,6 +118,7 @@ FAULTS = [
     (["tokenizer=movqgan", "tokenizer.discriminator.guard_ratio=1"], "discriminator.guard_ratio=1 must be above 1"),
     (["tokenizer=movqgan", "tokenizer.discriminator.max_weight=0"], "discriminator.max_weight=0 must be above 0"),
     (["tokenizer=movqgan", "tokenizer.discriminator.lecam=null"], "tokenizer.discriminator.lecam cannot be null"),
+    (["tokenizer.quantizer.dead_code_threshold=2"], "dead_code_threshold=2 must be at least 0 and less than 1"),
     (["tokenizer.loss.perceptual=-1"], "tokenizer.loss.perceptual=-1 must be 0 or more"),
     (["threads=0"], "threads=0 must be 1 or more"),
     (["threads=many"], "threads=many must be 1 or more"),

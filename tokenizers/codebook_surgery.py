@@ -57,8 +57,7 @@ def code_patches(tokenizer: PixelTokenizer, batch_size: int = 256) -> UInt8[Tens
     """
     if not tokenizer.can_decode:
         raise ValueError("this image tokenizer has no decoder: its codes cannot be looked at")
-    if isinstance(tokenizer, ImageTokenizer) and (levels := tokenizer.quantizer.config.levels) > 1:
-        raise ValueError(f"a place has {levels} codes: one alone cannot be looked at")
+    _check_single(tokenizer)
     tokenizer.size(ALONE, ALONE)
     patch, device = tokenizer.patch, next(tokenizer.parameters()).device
     middle = slice(ALONE // 2 * patch, (ALONE // 2 + 1) * patch)
@@ -77,7 +76,8 @@ def patch_features(patches: UInt8[Tensor, "k patch patch 3"]) -> Float[Tensor, "
 
 @torch.no_grad()
 def code_vectors(tokenizer: PixelTokenizer) -> Float[Tensor, "k d"]:
-    """The vector of each code."""
+    """The vector of each code. ValueError for a tokenizer without a codebook, or with several codes a place."""
+    _check_single(tokenizer)
     codes = torch.arange(tokenizer.codebook_size, device=next(tokenizer.parameters()).device)
     return rearrange(tokenizer.vector_quantizer.lookup(codes[:, None, None]), "k d 1 1 -> k d").float().cpu()
 
@@ -220,6 +220,11 @@ def _errors(
     vectors = rearrange(quantizer.compared(seen[0]), "b d h w -> (b h w) d").float().cpu()
     codes = rearrange(quantizer.lookup(ids), "b d h w -> (b h w) d").float().cpu()
     return vectors, (vectors - codes).square().sum(1)
+
+
+def _check_single(tokenizer: PixelTokenizer) -> None:
+    if isinstance(tokenizer, ImageTokenizer) and (levels := tokenizer.quantizer.config.levels) > 1:
+        raise ValueError(f"a place has {levels} codes: one alone cannot be looked at")
 
 
 def _apart(features: Float[Tensor, "k f"], counts: Int[Tensor, " k"], closer_than: float) -> Bool[Tensor, " k"]:

@@ -95,18 +95,22 @@ def inspect(options: argparse.Namespace) -> int:
     if counts is not None:
         numbers |= _use(counts)
     try:
+        numbers |= _alike(code_vectors(tokenizer), "vectors")
+    except ValueError as fault:
+        print(f"without vectors of the codes: {fault}", file=sys.stderr)
+    try:
         patches = code_patches(tokenizer)
-        numbers |= _alike(patch_features(patches), "pixels", "grey_levels") | _alike(code_vectors(tokenizer), "vectors")
     except ValueError as fault:
         print(f"without pictures of the codes: {fault}", file=sys.stderr)
     else:
+        numbers |= _alike(patch_features(patches), "pixels", "grey_levels")
         order = range(len(patches)) if counts is None else counts.argsort(descending=True, stable=True).tolist()
         shown = list(order)[:SHOWN]
         images = [Image.fromarray(patches[code].numpy()) for code in shown]
         sheet = contact_sheet(images, [str(code) for code in shown], COLUMNS, max(1, round(SIDE / tokenizer.patch)))
         atomic_write(options.out, lambda file: sheet.save(file, format="PNG"))
-        atomic_write_json(options.out.with_suffix(".json"), numbers)
         print(f"see {options.out}", file=sys.stderr)
+    atomic_write_json(options.out.with_suffix(".json"), numbers)
     print(json.dumps(numbers, indent=2), flush=True)
     return 0
 

@@ -11,6 +11,7 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..data.artefact import atomic_write, atomic_write_json
-from ..model.codec import read_card
+from ..model.codec import IMAGE_MODEL, Card, read_card
+from ..tokenizers.pixel_tokenizer import load_image_tokenizer
 from .pretrain import EXPORT
 from .pretrain_metrics import SAMPLES
 from .runs import METRICS, finished_run
@@ -39,6 +41,7 @@ OF_TOKENIZER: dict[str, tuple[str, str]] = {
     "codebook_perplexity": ("perplexity of the codes", "{:.0f}"),
     "drift": ("codes changed by encoding again", "{:.1%}"),
 }
+PIXELS = {"pixels_per_picture": ("pixels a picture", "{:,.0f}")}  # of its export; None where sizes vary
 OF_DECODER: dict[str, tuple[str, str]] = {
     "codes_per_picture": ("codes a picture", "{:.0f}"),
     "train_documents": ("documents seen", "{:,.0f}"),
@@ -65,6 +68,7 @@ class Judged:
     config: DictConfig
     tokenizer_run: Path | None
     tokenizer: dict[str, Any]
+    pixels: float | None
 
 
 def compare(run_folders: Iterable[Path | str], out: Path, console: Console | None = None) -> Path:
@@ -100,7 +104,15 @@ def _judged(run: Path) -> Judged:
     card, _ = read_card(run / EXPORT)
     found = _tokenizer_run(config, card.identities.get("image"))
     name = found.resolve().name if found else f"{config.tokenizer.name} {card.identities.get('image', '')[:8]}"
-    return Judged(name, run, decoder, config, found, finished_run(found) if found else {})
+    return Judged(name, run, decoder, config, found, finished_run(found) if found else {}, _pixels(run / EXPORT, card))
+
+
+def _pixels(export: Path, card: Card) -> float | None:
+    """Of a picture, on average over the sizes that the export is made for."""
+    if not card.sizes or not (export / IMAGE_MODEL).is_dir():
+        return None
+    tokenizer = load_image_tokenizer(export / IMAGE_MODEL)
+    return mean(height * width for height, width in (tokenizer.size(*grid) for grid in card.sizes))
 
 
 def _tokenizer_run(config: DictConfig, identity: str | None) -> Path | None:
@@ -129,7 +141,8 @@ def _check_alike(first: Judged, other: Judged) -> None:
 
 def _numbers(one: Judged) -> dict[str, Any]:
     own = {name: one.tokenizer.get(name) for name in OF_TOKENIZER}
-    return {"tokenizer": one.name, "run": str(one.run), **own, **{name: one.decoder[name] for name in OF_DECODER}}
+    of_decoder = {name: one.decoder[name] for name in OF_DECODER}
+    return {"tokenizer": one.name, "run": str(one.run), **own, "pixels_per_picture": one.pixels, **of_decoder}
 
 
 def _table(judged: Sequence[Judged]) -> Table:
@@ -138,7 +151,7 @@ def _table(judged: Sequence[Judged]) -> Table:
     for one in judged:
         table.add_column(one.name, justify="right", overflow="fold")
     every = [_numbers(one) for one in judged]
-    for name, (words, form) in {**OF_TOKENIZER, **OF_DECODER}.items():
+    for name, (words, form) in {**OF_TOKENIZER, **PIXELS, **OF_DECODER}.items():
         values = [numbers[name] for numbers in every]
         table.add_row(words, *(LACKING if value is None else form.format(value) for value in values))
     return table

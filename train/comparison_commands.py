@@ -1,6 +1,7 @@
 """`omnigram through-decoder` and `compare`: image tokenizers judged by decoders trained alike on their codes."""
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def run_through_decoder(options: argparse.Namespace) -> int:
     if not folders:
         raise ValueError("no tokenizer to judge: name runs of `omnigram tokenizer`, such as runs/tokenizer/latest")
     for override in overrides:
-        if override.lstrip("+~").startswith(("experiment=", "tokens.tokenizer=", "tokenizer=", "tokenizer.")):
+        key = re.split("[=@:]", override.lstrip("+~"))[0]
+        if key in ("experiment", "tokens.tokenizer") or re.split("[./]", key)[0] == "tokenizer":
             raise ValueError(
                 f"{override} has no place here: tokenizers are named by their runs, and all is judged alike"
             )

@@ -63,6 +63,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         documents, subject = _documents(run, made, before), _trained(run, made)
         judged = _judge(config, subject, run, documents)
         measured = {**judged.numbers, **evaluate_tokenizer(run, documents, made)}
+        measured["pictures_judged"] = len(judged.pictures.pictures)  # `pictures` are all of the split
     atomic_write_json(run / METRICS, {**before, **measured})
     write_report(run)
     return measured

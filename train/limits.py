@@ -29,7 +29,7 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "0 or more",
         lambda n: n >= 0,
         "encoder_blocks decoder_blocks encoder_attention decoder_attention attention_levels commitment rate "
-        "dead_code_threshold l1 l2 perceptual quantizer entropy diversity kl weight lecam start_step learning_rate "
+        "l1 l2 perceptual quantizer entropy diversity kl weight lecam start_step learning_rate "
         "muon_learning_rate weight_decay warmup_steps "
         "words_to_picture picture_to_words page text image prefetch z_loss validation_documents sample_pictures "
         "checkpoint_kept_every_n_steps workers max_skipped_steps num_experts balance_loss_weight temperature top_k "
@@ -50,7 +50,7 @@ LIMITS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "at least 0 and less than 1",
         lambda n: 0 <= n < 1,
-        "val test heldout_style beta1 beta2 embedding_dropout attention_dropout residual_dropout",
+        "val test heldout_style beta1 beta2 embedding_dropout attention_dropout residual_dropout dead_code_threshold",
     ),
     ("above 0 and less than 1", lambda n: 0 < n < 1, "decay"),
     ("above 0 and at most 1", lambda n: 0 < n <= 1, "top_p share"),

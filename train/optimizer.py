@@ -8,15 +8,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
+from ..tokenizers.quantizers.quantizer import Quantizer
 from .muon import Muon
 
 NEWTON_SCHULZ_STEPS = 3  # of Muon: in the tokenizer as good as the usual five, and cheaper (docs/LOG.md)
 
 
 def hidden_matrices(module: nn.Module) -> list[Tensor]:
-    """Trained weights of linear layers, but for those of a head, which turns the last layer into logits."""
+    """Trained weights of linear layers, but for a head, which turns the last layer into logits, and a quantizer's."""
     head = module.get_output_embeddings() if isinstance(module, PreTrainedModel) else None
-    linear = (m for m in module.modules() if isinstance(m, nn.Linear) and m is not head)
+    of_codes = {id(part) for m in module.modules() if isinstance(m, Quantizer) for part in m.modules()}
+    linear = (m for m in module.modules() if isinstance(m, nn.Linear) and m is not head and id(m) not in of_codes)
     return [m.weight for m in linear if m.weight.requires_grad]
 
 

@@ -156,7 +156,10 @@ def read_tokenizers(folder: Path, device: torch.device | str = "cpu") -> Codec:
         return Codec.load(folder, device)
     for part in (TEXT_MODEL, IMAGE_MODEL):
         if not (folder / part).exists():
-            raise FileNotFoundError(f"{folder / part} is missing: train the tokenizers first, or set tokens.tokenizer=")
+            raise FileNotFoundError(
+                f"{folder / part} is missing: name a finished run of `omnigram tokenizer`, or an export, "
+                "and not an image tokenizer alone"
+            )
     text = TextTokenizer.load(folder / TEXT_MODEL)
     image = ImageTokenizer.from_pretrained(folder / IMAGE_MODEL).to(device)
     return Codec(Vocabulary.appended(text.size, codebooks={"image": image.codebook_size}), text, image)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -53,13 +53,23 @@ def make_tokens(config: DictConfig) -> Path:
     return write_tokens(
         make_shards(config),
         codec,
-        fitting_of(codec, int(options.resolution), float(options.max_ratio)),
+        fitting_of(codec, *_sizes(config, folder)),
         batch_size=int(options.batch_size),
         workers=int(options.workers),
         share=float(options.share),
         device=device,
         engine=engine,
     )
+
+
+def _sizes(config: DictConfig, folder: Path) -> tuple[int, float]:
+    """Resolution and largest ratio of pictures: as asked, else as the tokenizer run in the folder was trained."""
+    trained = folder / "config.yaml"
+    pictures = OmegaConf.load(trained).tokenizer.pictures if trained.is_file() else config.tokenizer.pictures
+    resolution, max_ratio = (
+        pictures[name] if config.tokens[name] is None else config.tokens[name] for name in ("resolution", "max_ratio")
+    )
+    return int(resolution), float(max_ratio)
 
 
 def make_engine(config: DictConfig) -> Engine:

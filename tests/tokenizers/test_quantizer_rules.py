@@ -68,6 +68,22 @@ def test_dead_codes_are_put_on_vectors_of_the_batch():
     assert (torch.cdist(codes, places(far)).min(1).values < 3).all()
 
 
+@pytest.mark.parametrize("cosine", [False, True])
+def test_codes_without_vectors_stay_where_they_are_put(cosine: bool):
+    """Where none is ever revived: of fewer different vectors than codes, and of vectors that codes are put on."""
+    quantizer = made(MovingAverageConfig(16, 4, 0.9, 0.25, cosine, 0.0)).train()
+    few = F.normalize(torch.randn(5, 4), dim=1) * 3
+    quantizer.start_from(few.repeat(20, 1))
+    put = F.normalize(torch.randn(2, 4), dim=1)
+    quantizer.put(torch.tensor([3, 7]), put)
+    before = quantizer.get_buffer("codebook").clone()
+    quantizer(rearrange(few[:1], "n d -> 1 d 1 n"))
+    quantizer.update_codebook()
+    moved = (quantizer.get_buffer("codebook") - before).norm(dim=1)
+    assert (moved < 0.1).all()
+    torch.testing.assert_close(before[[3, 7]], put)
+
+
 @pytest.mark.parametrize("copies", [1, 30])
 def test_a_code_is_dead_by_its_share_of_an_even_count(copies: int):
     """Whether the batch is small or large: of 40 vectors 10 for each of 4 codes, of which a tenth is 1."""
@@ -231,15 +247,15 @@ def test_ibq_loss_is_that_of_the_paper():
     [codebook] = quantizer.parameters()
     flat = places(vectors_4)
     p = torch.softmax(-torch.cdist(flat, codebook).square() / 0.5, dim=1)
-    hard, soft = codebook[quantized.ids.flatten()], p @ codebook
+    hard = codebook[quantized.ids.flatten()]
     of_vectors, of_codes = entropies(quantizer, p)
-    expected = 1.25 * F.mse_loss(hard, flat) + F.mse_loss(soft, flat) + 0.05 * (of_vectors - of_codes)
+    expected = 2.25 * F.mse_loss(hard, flat) + 0.05 * (of_vectors - of_codes)
     torch.testing.assert_close(quantized.loss, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("commitment", "entropy"), [(0.0, 0.0), (0.25, 0.0), (0.0, 0.5)])
 def test_each_term_of_ibqs_loss_moves_codes_and_vectors_by_its_weight(commitment: float, entropy: float):
-    """Both pulls on the codes weigh 1, that on the vectors `commitment`; through the probabilities both move."""
+    """Two pulls on the vectors weigh 1, that on the chosen codes `commitment`; through the probabilities all move."""
     quantizer = made(IndexBackpropagationConfig(16, 4, commitment, entropy, 0.5)).train()
     vectors = vectors_4.clone().requires_grad_()
     quantized, [codebook] = quantizer(vectors), quantizer.parameters()
@@ -248,12 +264,15 @@ def test_each_term_of_ibqs_loss_moves_codes_and_vectors_by_its_weight(commitment
     p = torch.softmax(-torch.cdist(flat, codebook).square() / 0.5, dim=1)
     of_vectors = torch.distributions.Categorical(p).entropy().mean()
     of_codes = torch.distributions.Categorical(p.mean(0)).entropy()
-    soft = F.mse_loss(p @ codebook, flat.detach()) + entropy * (of_vectors - of_codes)
-    to_vectors, to_codes = torch.autograd.grad(soft, (flat, codebook))
     ids = quantized.ids.flatten()
     difference = 2 * (flat - codebook[ids]).detach() / flat.numel()
-    torch.testing.assert_close(places(found[0]), to_vectors + commitment * difference, rtol=1e-3, atol=1e-6)
-    torch.testing.assert_close(found[1], to_codes.index_add(0, ids, -difference), rtol=1e-3, atol=1e-6)
+    # the first term's choice is one-hot in value and p in gradient: d (p C) . -difference, and C's own rows
+    choice = F.one_hot(ids, 16).float()
+    through_p = -(difference * (p @ codebook.detach())).sum() + entropy * (of_vectors - of_codes)
+    to_vectors, to_codes = torch.autograd.grad(through_p, (flat, codebook))
+    torch.testing.assert_close(places(found[0]), to_vectors + 2 * difference, rtol=1e-3, atol=1e-6)
+    to_codes = to_codes - (1 + commitment) * choice.T @ difference
+    torch.testing.assert_close(found[1], to_codes, rtol=1e-3, atol=1e-6)
 
 
 def test_simvq_pulls_its_map_by_one_and_the_encoder_by_its_commitment():

@@ -137,6 +137,12 @@ def test_training_makes_the_codes_fit_the_vectors(config: QuantizerConfig):
         assert error() < before
 
 
+def test_a_setting_with_a_default_may_be_missing_in_a_file():
+    settings = kind_settings(EMA)
+    assert settings.pop("rate") == 0
+    assert quantizer_config(settings) == EMA
+
+
 # What is refused
 
 

@@ -28,6 +28,7 @@ from omnigram.tokenizers.quantizers.finite_scalar import FiniteScalarConfig
 from omnigram.tokenizers.quantizers.gumbel import GumbelConfig
 from omnigram.tokenizers.quantizers.multi_codebook import MultiCodebookConfig
 from omnigram.tokenizers.quantizers.quantizer import places
+from omnigram.tokenizers.vqgan import VQGAN, VQGANConfig
 from omnigram.train.cli import main, make_parser
 from omnigram.train.code_use import pixels_of
 from omnigram.train.tokenizer import read_tokenizers
@@ -136,6 +137,18 @@ def test_several_codes_a_place_are_counted_without_a_page(capsys: pytest.Capture
     assert json.loads(shown.out)["codes"] == 16
     assert "without pictures of the codes: " in shown.err
     assert not Path("codebook.png").exists()
+    assert json.loads(Path("codebook.json").read_text()) == json.loads(shown.out)
+
+
+def test_codes_without_a_decoder_are_compared_by_their_vectors(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    VQGAN(VQGANConfig(8, CODES, 8, 16, 32, (1, 2), 1, decoder=False)).save_pretrained("half")
+    assert main(["codebook", "inspect", "half", "--data", "pictures", "--resolution", "16"]) == 0
+    shown = capsys.readouterr()
+    assert "without pictures of the codes: this image tokenizer has no decoder" in shown.err
+    numbers = json.loads(Path("codebook.json").read_text())
+    assert len(numbers["nearest_pairs_by_vectors"]) == 10
+    assert "nearest_pairs_by_pixels" not in numbers
 
 
 def test_codes_that_are_never_used_leave_an_export_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:

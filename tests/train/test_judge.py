@@ -172,6 +172,7 @@ def test_a_run_is_judged_on_its_own_data(asked: Path) -> None:
     assert evaluate("evaluate.run=run", "evaluate.baselines=[jpeg]", "evaluate.max_pictures=3") == 0
     metrics = json.loads(Path("run/metrics.json").read_text())
     assert metrics["psnr"] > 0
+    assert metrics["pictures"] > metrics["pictures_judged"] == 3
     assert metrics["made_from"] == {"dataset": identity}
     assert {"drift_5", "rfid_efficientnet", "bits_per_pixel", "codes_kept_shift_1", "split"} <= metrics.keys()
     record = json.loads(Path("run/evaluation-made-test.json").read_text())
@@ -180,7 +181,16 @@ def test_a_run_is_judged_on_its_own_data(asked: Path) -> None:
     before = Path("run/metrics.json").read_bytes()
     assert evaluate("evaluate.run=run", "evaluate.pictures=pictures", "evaluate.baselines=[]") == 0
     assert Path("run/metrics.json").read_bytes() == before, "other pictures are no metrics of the run"
-    assert Path("run/evaluation-pictures.json").is_file()
+    first = Path("run/evaluation-pictures.json").read_bytes()
+    assert evaluate("evaluate.run=run", "evaluate.pictures=pictures", "evaluate.baselines=[]") == 0
+    assert evaluate("evaluate.run=run", "evaluate.pictures=pictures", "evaluate.resolution=32") == 0
+    records = sorted(Path("run").glob("evaluation-pictures*.json"))
+    assert len(records) == 2
+    assert json.loads(first)["pictures"] == json.loads(records[1].read_text())["pictures"]
+    larger = json.loads(records[0].read_text())
+    assert larger["tokenizer"]["resolution"] == 32
+    assert records[0].stem == f"evaluation-pictures-{larger['pictures']['identity'][:8]}"
+    assert records[0].with_suffix(".png").is_file()
 
 
 @pytest.mark.parametrize(

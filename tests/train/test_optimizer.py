@@ -11,6 +11,11 @@ from torch.multiprocessing.spawn import spawn
 
 from omnigram.model.configuration import OmnigramConfig
 from omnigram.model.decoder import OmnigramForCausalLM
+from omnigram.tokenizers.image import ImageTokenizer
+from omnigram.tokenizers.networks.convolutional import ConvolutionalConfig
+from omnigram.tokenizers.quantizers.gumbel import GumbelConfig
+from omnigram.tokenizers.quantizers.quantizer import QuantizerConfig
+from omnigram.tokenizers.quantizers.sim import SimConfig
 from omnigram.train.muon import Muon
 from omnigram.train.optimizer import build_optimizers, hidden_matrices, scale_learning_rates
 from omnigram.train.steps import StepModule
@@ -53,6 +58,15 @@ def test_muon_trains_the_matrices_of_the_layers_alone() -> None:
     chosen = {names[id(p)] for p in hidden_matrices(model)}
     assert chosen == {n for n in names.values() if n.startswith("model.layers.") and n.endswith("_proj.weight")}
     assert len(chosen) == 2 * 7
+
+
+@pytest.mark.parametrize("quantizer", [GumbelConfig(8, 4, 5e-4, 1.0, 0.1, True), SimConfig(16, 4, 0.25)])
+def test_muon_trains_no_codes(quantizer: QuantizerConfig) -> None:
+    """A map of all codes, and the layer that makes logits of vectors, are no hidden layers."""
+    tokenizer = ImageTokenizer(ConvolutionalConfig(4, (8, 8), (1, 1), (1, 1), False), quantizer)
+    names = {id(p): name for name, p in tokenizer.named_parameters()}
+    assert any(isinstance(m, nn.Linear) for m in tokenizer.quantizer.modules())
+    assert not [names[id(p)] for p in hidden_matrices(tokenizer) if names[id(p)].startswith("quantizer")]
 
 
 def step_of(rows: int, columns: int, **changed: float | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -146,6 +146,8 @@ def test_what_cannot_be_compared_is_refused(exports: Path, tmp_path: Path, capsy
         (["through-decoder", "seed=1"], "no tokenizer to judge"),
         (["through-decoder", "a", "experiment=tiny"], "experiment=tiny has no place here"),
         (["through-decoder", "a", "tokenizer.name=b"], "tokenizer.name=b has no place here"),
+        (["through-decoder", "a", "tokenizer/quantizer=fsq"], "tokenizer/quantizer=fsq has no place here"),
+        (["through-decoder", "a", "+tokenizer@x=vqvae"], "+tokenizer@x=vqvae has no place here"),
     ):
         assert main(command) == 2
         shown = capsys.readouterr().err
@@ -185,6 +187,7 @@ def test_the_road(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [one["tokenizer"] for one in numbers] == [*(Path(folder).name for folder in folders), "mapped"]
     assert numbers[1]["codes_per_picture"] == 2 * numbers[0]["codes_per_picture"]
     assert numbers[2]["psnr"] == numbers[0]["psnr"]
+    assert [one["pixels_per_picture"] for one in numbers] == 3 * [64**2]
     assert [one["perceptual_hed"] is None for one in numbers] == [True, True, False]  # the last has been evaluated
     assert all(one["bits_first_code_train"] > 0 for one in numbers)
     runs = [one["run"] for one in numbers]

@@ -307,7 +307,7 @@ def test_the_step_reads_a_tokenizer_run(
         "processes": None,
     }
     config = OmegaConf.create({"data": {"folder": str(folder)}, "tokens": options, "model": {}})
-    with pytest.raises(FileNotFoundError, match=r"text.model is missing: train the tokenizers first"):
+    with pytest.raises(FileNotFoundError, match=r"text.model is missing: name a finished run"):
         make_tokens(config)
     torch.manual_seed(0)
     image = ImageTokenizer(NETWORK, QUANTIZER)
@@ -317,6 +317,10 @@ def test_the_step_reads_a_tokenizer_run(
     codes = np.stack([dataset[number].segments[1].codes for number in range(10)])
     assert codes.shape[1:] == (16 // image.patch, 16 // image.patch)
     assert dataset.record["made_from"]["image_tokenizer"] == image.identity
+    config.tokens.update(resolution=None, max_ratio=None)  # as the run was trained
+    (run / "config.yaml").write_text("tokenizer: {pictures: {resolution: 32, max_ratio: 1.0}}\n")
+    larger = TokenDataset(make_tokens(config), "train")
+    assert larger[0].segments[1].codes.shape == (32 // image.patch, 32 // image.patch)
     config.tokens.device = "gpu"
     with pytest.raises(ValueError, match=r"tokens\.device='gpu' is unknown: choose of auto, cpu, cuda"):
         make_tokens(config)

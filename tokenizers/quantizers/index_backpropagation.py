@@ -1,7 +1,8 @@
 """Index backpropagation: the choice of a code passes gradients to all codes, through their probabilities.
 
-IBQ (https://arxiv.org/abs/2412.02692). Where the paper takes products of vector and code, squared distances are taken
-here: they are the same but for a code's own length, and a codebook can begin at k-means.
+IBQ (https://arxiv.org/abs/2412.02692), with the loss of its code (https://github.com/TencentARC/SEED-Voken,
+IndexPropagationQuantize). Where that takes products of vector and code, squared distances are taken here: they are the
+same but for a code's own length, and a codebook can begin at k-means.
 
 Dimensions: B batch, D dimension of a code, h w grid of codes, K codes, N vectors.
 """
@@ -28,7 +29,7 @@ from .quantizer import (
 @dataclass(frozen=True)
 class IndexBackpropagationConfig(CodebookConfig):
     """
-    commitment: weight of the encoder's terms against the codebook's 1
+    commitment: weight of the pull of the chosen code to its vector; what pulls the vector to it weighs 1, twice
     entropy: weight of the vectors' entropy less the codes'
     temperature: of the probabilities, which are those of squared distances over it
     """
@@ -67,12 +68,11 @@ class IndexBackpropagationQuantizer(Quantizer):
         products = 2 * flat @ self.codebook.T - self.codebook.square().sum(1)
         probabilities = torch.softmax(products / self.config.temperature, dim=1)
         choice = straight_through(probabilities, F.one_hot(ids.flatten(), len(self.codebook)).to(flat.dtype))
-        chosen, soft = choice @ self.codebook, probabilities @ self.codebook
-        hard = self.codebook[ids.flatten()]
-        double = F.mse_loss(hard, flat.detach()) + F.mse_loss(soft, flat.detach())
-        commitment = F.mse_loss(flat, hard.detach())
+        chosen, hard = choice @ self.codebook, self.codebook[ids.flatten()]
+        to_code = F.mse_loss(chosen, flat) + F.mse_loss(hard.detach(), flat)
+        to_vector = F.mse_loss(hard, flat.detach())
         of_vectors, of_codes = entropies(self, probabilities)
-        loss = double + self.config.commitment * commitment + self.config.entropy * (of_vectors - of_codes)
+        loss = to_code + self.config.commitment * to_vector + self.config.entropy * (of_vectors - of_codes)
         stats |= {"entropy_of_vectors": of_vectors, "entropy_of_codes": of_codes}
         codes = chosen.unflatten(0, ids.shape).movedim(-1, 1)
         return Quantized(codes, ids, loss, stats)

@@ -21,6 +21,7 @@ from .nearest import k_means, nearest
 from .quantizer import CodebookConfig, Quantized, Quantizer, places, straight_through
 
 SMOOTHING = 1e-5  # of the counts that sums are divided by
+NEW = 0.1  # of the mean count: what a code that is put on a vector counts as, where no code is ever dead
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,9 @@ class MovingAverageQuantizer(Quantizer):
 
     @torch.no_grad()
     def start_from(self, vectors: Float[Tensor, "n d"]) -> None:
-        """k-means of the vectors."""
+        """k-means of the vectors; a centre that was moved last, and has none yet, counts as one of a vector."""
         centres, counts = k_means(vectors, self.config.codebook_size, on_sphere=self.config.cosine)
+        counts = counts.clamp_min(1)
         self.codebook.copy_(centres)
         self.counts.copy_(counts)
         self.sums.copy_(centres * counts[:, None])
@@ -147,7 +149,8 @@ class MovingAverageQuantizer(Quantizer):
 
     @torch.no_grad()
     def put(self, codes: Int[Tensor, " n"], vectors: Float[Tensor, "n d"]) -> None:
-        count = self._least_count
+        # with no count the next update would move them to the origin
+        count = self._least_count if self.config.dead_code_threshold else NEW * self.counts.mean()
         self.codebook[codes] = vectors
         self.counts[codes] = count
         self.sums[codes] = vectors * count

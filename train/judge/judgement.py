@@ -6,6 +6,7 @@
 4. evaluation-<pictures>.json and .png in the tokenizer's folder
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +61,13 @@ class Judgement:
     page: Image.Image
 
     def save(self, folder: Path, made_by: Mapping[str, Any]) -> Path:
-        """Write the record and the page; the path of the record. `made_by`: settings and seed, for the record."""
-        path = folder / f"evaluation-{self.pictures.name}.json"
+        """Write the record and the page; the path of the record. `made_by`: settings and seed, for the record.
+
+        A record of other pictures of the same name stays, and the new one has their identity in its name.
+        """
+        path, identity = folder / f"evaluation-{self.pictures.name}.json", self.pictures.record()["identity"]
+        if path.is_file() and json.loads(path.read_text())["pictures"]["identity"] != identity:
+            path = folder / f"evaluation-{self.pictures.name}-{identity[:8]}.json"
         with plain_errors(folder):
             atomic_write(path.with_suffix(".png"), lambda file: self.page.save(file, format="PNG"))
             atomic_write_json(path, {**self.record(), **made_by, "provenance": provenance()})
