@@ -14,7 +14,7 @@ from rich.console import Console
 
 from omnigram.model.codec import read_card
 from omnigram.train.cli import main
-from omnigram.train.comparison import OF_DECODER, OF_TOKENIZER, compare
+from omnigram.train.comparison import OF_DECODER, OF_TOKENIZER, PIXELS, compare
 from omnigram.train.compose import compose_config
 
 QUIET = Console(file=io.StringIO())
@@ -104,7 +104,8 @@ def test_what_is_not_known_is_left_open(exports: Path, tmp_path: Path) -> None:
     identity = read_card(exports / "model")[0].identities["image"]
     assert f"made {identity[:8]}" in text
     open_rows = [line.split("|")[1].strip() for line in text.splitlines() if line.endswith(" - |")]
-    assert open_rows == [*(words for words, _ in OF_TOKENIZER.values()), OF_DECODER["bits_per_picture"][0]]
+    unknown = [*OF_TOKENIZER.values(), PIXELS["pixels_per_picture"], OF_DECODER["bits_per_picture"]]
+    assert open_rows == [words for words, _ in unknown]
 
 
 @pytest.mark.usefixtures("within")
