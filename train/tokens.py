@@ -64,10 +64,11 @@ def make_tokens(config: DictConfig) -> Path:
 
 def _sizes(config: DictConfig, folder: Path) -> tuple[int, float]:
     """Resolution and largest ratio of pictures: as asked, else as the tokenizer run in the folder was trained."""
-    trained = folder / "config.yaml"
-    pictures = OmegaConf.load(trained).tokenizer.pictures if trained.is_file() else config.tokenizer.pictures
+    trained = folder / "config.yaml"  # an export has none, and pictures of its own sizes
+    settings = OmegaConf.load(trained) if trained.is_file() else config
     resolution, max_ratio = (
-        pictures[name] if config.tokens[name] is None else config.tokens[name] for name in ("resolution", "max_ratio")
+        OmegaConf.select(settings, f"tokenizer.pictures.{name}") if config.tokens[name] is None else config.tokens[name]
+        for name in ("resolution", "max_ratio")
     )
     return int(resolution), float(max_ratio)
 

@@ -306,7 +306,7 @@ def test_the_step_reads_a_tokenizer_run(
         "engine": "local",
         "processes": None,
     }
-    config = OmegaConf.create({"data": {"folder": str(folder)}, "tokens": options, "model": {}})
+    config = OmegaConf.create({"data": {"folder": str(folder)}, "tokens": options, "model": {}, "tokenizer": {}})
     with pytest.raises(FileNotFoundError, match=r"text.model is missing: name a finished run"):
         make_tokens(config)
     torch.manual_seed(0)
