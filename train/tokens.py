@@ -25,7 +25,7 @@ from ..data.fitting import Fitting
 from ..data.record import DATASET, DOCUMENTS, FORMAT_VERSION, TOKENS, VOCABULARY, read_record
 from ..data.shards import RECORDS
 from ..data.splits import TRAIN
-from ..model.codec import Codec
+from ..model.codec import CARD, Codec
 from .machine import choose_device
 from .shards import make_shards
 from .token_shards import Advance, Shard, ShardWork, each_shard
@@ -64,8 +64,9 @@ def make_tokens(config: DictConfig) -> Path:
 
 def _sizes(config: DictConfig, folder: Path) -> tuple[int, float]:
     """Resolution and largest ratio of pictures: as asked, else as the tokenizer run in the folder was trained."""
-    trained = folder / "config.yaml"  # an export has none, and pictures of its own sizes
-    settings = OmegaConf.load(trained) if trained.is_file() else config
+    trained = folder / "config.yaml"
+    is_run = trained.is_file() and not (folder / CARD).is_file()  # an export has pictures of its own sizes
+    settings = OmegaConf.load(trained) if is_run else config
     resolution, max_ratio = (
         OmegaConf.select(settings, f"tokenizer.pictures.{name}") if config.tokens[name] is None else config.tokens[name]
         for name in ("resolution", "max_ratio")
