@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .codebook_tokenizer import CodebookTokenizer, codebook
 from .movqgan_layers import CausalConv, DoubleFrames, HalveFrames, MoVQLevel, MoVQMiddle, SpatialNorm, TemporalBlock
+from .pixel_tokenizer import check_values
 from .quantizers.nearest import nearest
 from .quantizers.quantizer import Quantized
 from .vqgan import FIXED, check_levels, require
@@ -215,6 +216,7 @@ class MoVQGAN(CodebookTokenizer):
         Raises ValueError if a side is no multiple of `patch`, or T none of the temporal factor.
         """
         self.check_pixels(pixels, "b frames 3 height width")
+        check_values(pixels)
         factor = self.config.temporal_downsample_factor
         if pixels.shape[1] % factor or not pixels.shape[1]:
             raise ValueError(f"a clip of {pixels.shape[1]} frames: their number must be a multiple of {factor}")

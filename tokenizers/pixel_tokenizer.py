@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FAR = 10.0  # of a pixel: more than any standardisation makes of one
 UNNAMED = "vqvae"  # the kind of a config.json that names none: that kind was there before there were others
 
 
@@ -102,8 +103,9 @@ class PixelTokenizer(nn.Module, ABC):
     def encode(self, pixels: Float[Tensor, "b 3 height width"]) -> Int[Tensor, "b h w"]:
         """Pixels of any float type -> ids of codes, in eval mode whatever the mode: nothing of the tokenizer changes.
 
-        Raises ValueError if a side is no multiple of `patch`.
+        Raises ValueError if a side is no multiple of `patch`, and for what cannot be pixels, as `check_values` says.
         """
+        check_values(pixels)
         with self._evaluating():
             return self._ids(pixels.to(next(self.parameters()).dtype))
 
@@ -224,6 +226,20 @@ def image_tokenizer_class(folder: Path | str) -> type[PixelTokenizer]:
     if kind not in kinds:
         raise ValueError(f"{file}: kind {kind!r} is none of {', '.join(kinds)}")
     return kinds[kind]
+
+
+def check_values(pixels: Tensor) -> None:
+    """ValueError for no pixels, for 8-bit ones, and for NaN, infinity or values far outside of -1 .. 1.
+
+    Published models standardise pixels, some beyond 1.
+    """
+    if not len(pixels):
+        raise ValueError(f"there are no pictures in pixels of shape {tuple(pixels.shape)}")
+    if not pixels.is_floating_point():
+        raise ValueError(f"pixels are {pixels.dtype}, and have to be floating-point numbers in -1 .. 1: see to_pixels")
+    largest = float(pixels.abs().max()) if pixels.numel() else 0.0  # NaN if there is one
+    if not largest <= FAR:
+        raise ValueError(f"pixels reach {largest:g}, and have to be finite numbers in -1 .. 1: see to_pixels")
 
 
 def _read_config(file: Path) -> tuple[str, dict[str, Any]]:

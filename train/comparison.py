@@ -8,6 +8,7 @@ a tokenizer that keeps less of a picture has less to say, so read them beside th
 """
 
 import io
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,9 @@ def compare(run_folders: Iterable[Path | str], out: Path, console: Console | Non
     page = _page(judged)
     atomic_write(out / PAGE, lambda file: page.save(file, format="PNG"))
     (console or Console()).print(table)
+    for one in judged:
+        if one.tokenizer_run and any(one.tokenizer.get(name) is None for name in OF_TOKENIZER):
+            print(f"{LACKING} for {one.name}: omnigram evaluate evaluate.run={one.tokenizer_run}", file=sys.stderr)
     return out
 
 

@@ -6,6 +6,7 @@
 4. metrics.json with held-out numbers, reconstructions.png
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cached_property
@@ -29,6 +30,7 @@ from ..tokenizers.image import ImageTokenizer, to_pixels
 from ..tokenizers.networks import network_config
 from ..tokenizers.published_text import TEXT_MODEL
 from ..tokenizers.quantizers import quantizer_config
+from ..tokenizers.quantizers.nearest import check_beginning
 from ..tokenizers.text import TextTokenizer
 from ..tokenizers.vocabulary import Vocabulary
 from . import discriminator
@@ -86,7 +88,7 @@ def train_tokenizers(config: DictConfig, world: World) -> Path:
     buckets = buckets_of(*sizes)  # what cannot work is said before the data are made
     for bucket in buckets:
         network.grid(*bucket)
-    quantizer_config(settings.quantizer)
+    quantizer = quantizer_config(settings.quantizer)
     _check_sides(settings, *min(buckets, key=min))
     if settings.trainer.batch_size % world.size:
         raise ValueError(
@@ -95,6 +97,8 @@ def train_tokenizers(config: DictConfig, world: World) -> Path:
         )
     folder = world.lead(lambda: make_shards(config))
     pictures = Pictures(folder, "train", *sizes)
+    most = max(math.prod(network.grid(*bucket)) for bucket in buckets)
+    check_beginning(min(int(settings.trainer.init_pictures), len(pictures)) * most, quantizer.least_vectors)
     with ExitStack() as stack:
         opened = open_run(settings.runs, f"{config.data.name}-{settings.name}", _made_from(config, pictures))
         run = world.lead(lambda: stack.enter_context(opened))

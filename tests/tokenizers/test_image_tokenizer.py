@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,29 @@ def test_more_codes_than_patches_are_refused():
         made(codebook_size=32).start_from(pixels)
 
 
+EVERY_KIND: dict[str, Callable[[], PixelTokenizer]] = {
+    "vqvae": made,
+    "vqgan": lambda: VQGAN(VQGANConfig(8, 16, 8, 16, 32, (1, 2), 1)),
+    "movqgan": lambda: MoVQGAN(MoVQGANConfig(16, 4, 4, 32, (1, 2), 1, ())),
+}
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND)
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (torch.full((1, 3, 16, 16), torch.nan), r"pixels reach nan, and have to be finite numbers in -1 \.\. 1"),
+        (torch.full((1, 3, 16, 16), -torch.inf), "pixels reach inf"),
+        (torch.full((1, 3, 16, 16), 200.0), "pixels reach 200"),
+        (torch.zeros(1, 3, 16, 16, dtype=torch.uint8), r"pixels are torch\.uint8, and have to be floating-point"),
+        (torch.zeros(0, 3, 16, 16), r"there are no pictures in pixels of shape \(0, 3, 16, 16\)"),
+    ],
+)
+def test_what_cannot_be_pixels_is_refused(kind: str, pixels: torch.Tensor, message: str):
+    with pytest.raises(ValueError, match=message):
+        EVERY_KIND[kind]().encode(pixels)
+
+
 def test_perplexity_of_even_use_is_the_number_of_codes():
     torch.testing.assert_close(perplexity(torch.full((16,), 1 / 16)), torch.tensor(16.0))
     torch.testing.assert_close(perplexity(torch.tensor([1.0, 0.0])), torch.tensor(1.0))
@@ -226,12 +250,8 @@ def test_the_identity_and_the_config_of_trained_tokenizers_stay_what_they_were(t
 
 
 def test_the_class_is_that_of_the_kind_in_the_folder(tmp_path: Path):
-    kinds: dict[str, PixelTokenizer] = {
-        "vqvae": made(),
-        "vqgan": VQGAN(VQGANConfig(8, 16, 8, 16, 32, (1, 2), 1)),
-        "movqgan": MoVQGAN(MoVQGANConfig(16, 4, 4, 32, (1, 2), 1, ())),
-    }
-    for kind, tokenizer in kinds.items():
+    for kind, make in EVERY_KIND.items():
+        tokenizer = make()
         tokenizer.save_pretrained(tmp_path / kind)
         assert json.loads((tmp_path / kind / "config.json").read_text()).get("kind", "vqvae") == kind
         again = load_image_tokenizer(tmp_path / kind)

@@ -68,6 +68,7 @@ def test_one_row_of_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
             ["tokenizer.network.resolution=32"],
             "of 64 x 64 pixels: this image tokenizer takes 32 x 32 alone",
         ),
+        ("tokenizer", ["tokenizer.quantizer.codebook_size=1048576"], "patches are too few for 1048576 codes to begin"),
         ("tokens", ["tokens.resolution=128"], "of 128 x 128 pixels: this image tokenizer takes 64 x 64 alone"),
     ):
         capsys.readouterr()
@@ -75,6 +76,7 @@ def test_one_row_of_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
         told = capsys.readouterr().err.strip().splitlines()
         assert message in told[-1]
         assert "Traceback" not in "".join(told)
+    assert len(list((tmp_path / "runs/tokenizer").glob("*/run.json"))) == 2, "the one that was trained, and latest"
 
 
 def test_two_codes_a_place_of_pictures_of_several_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -53,6 +53,10 @@ class MultiCodebookConfig(QuantizerConfig):
         self.each  # noqa: B018 - checks the rest
 
     @property
+    def least_vectors(self) -> int:
+        return self.codebook_size
+
+    @property
     def each(self) -> MovingAverageConfig:
         """Of one codebook."""
         dim = self.codebook_dim if self.residual else self.codebook_dim // self.codebooks

@@ -29,6 +29,15 @@ def nearest(
     return torch.cat(ids).view(vectors.shape[:-1])
 
 
+def check_beginning(vectors: int, codebook_size: int) -> None:
+    """ValueError for fewer vectors than codes."""
+    if vectors < codebook_size:
+        raise ValueError(
+            f"{vectors} patches are too few for {codebook_size} codes to begin at: lower "
+            "tokenizer.quantizer.codebook_size, raise tokenizer.trainer.init_pictures, or give more pictures"
+        )
+
+
 @torch.no_grad()
 def k_means(
     vectors: Float[Tensor, "n d"], codebook_size: int, rounds: int = 10, on_sphere: bool = False
@@ -38,11 +47,7 @@ def k_means(
     A centre that loses all of its vectors moves to the one that is farthest from its own. With `on_sphere` vectors and
     centres have length 1. ValueError for fewer vectors than codes.
     """
-    if len(vectors) < codebook_size:
-        raise ValueError(
-            f"{len(vectors)} patches are too few for {codebook_size} codes to begin at: lower "
-            "tokenizer.quantizer.codebook_size, raise tokenizer.trainer.init_pictures, or give more pictures"
-        )
+    check_beginning(len(vectors), codebook_size)
     if on_sphere:
         vectors = F.normalize(vectors, dim=-1)
     draw = torch.Generator().manual_seed(0)

@@ -70,6 +70,11 @@ class QuantizerConfig(Kind, ABC):
         """Codes of one place of the grid."""
         return 1
 
+    @property
+    def least_vectors(self) -> int:
+        """Of how many vectors its codes begin at least."""
+        return 0
+
     @abstractmethod
     def build(self) -> "Quantizer": ...
 
@@ -89,6 +94,10 @@ class CodebookConfig(QuantizerConfig):
 
     @property
     def num_codes(self) -> int:
+        return self.codebook_size
+
+    @property
+    def least_vectors(self) -> int:
         return self.codebook_size
 
     @property

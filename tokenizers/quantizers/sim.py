@@ -25,6 +25,10 @@ class SimConfig(CodebookConfig):
 
     commitment: float
 
+    @property
+    def least_vectors(self) -> int:
+        return 0  # its codes are drawn
+
     def build(self) -> "SimQuantizer":
         return SimQuantizer(self)
 
