@@ -42,7 +42,7 @@ OF_TOKENIZER: dict[str, tuple[str, str]] = {
     "codebook_perplexity": ("perplexity of the codes", "{:.0f}"),
     "drift": ("codes changed by encoding again", "{:.1%}"),
 }
-PIXELS = {"pixels_per_picture": ("pixels a picture", "{:,.0f}")}  # of its export; None where sizes vary
+PIXELS = {"pixels_per_picture": ("pixels a picture", "{:,.0f}")}  # mean of its export's sizes; None without
 OF_DECODER: dict[str, tuple[str, str]] = {
     "codes_per_picture": ("codes a picture", "{:.0f}"),
     "train_documents": ("documents seen", "{:,.0f}"),
